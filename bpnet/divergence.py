@@ -95,6 +95,12 @@ class Diagnosis:
         text = f"training diverged at step {step}: {where} is no longer finite; {hint}."
         return DivergedError(f"{text} {what_was_kept(backend, good)}")
 
+    def first_changed(self, after: Carry, before: Carry) -> str | None:
+        """What is no longer finite of parameters, buffers and the optimizer's state: the first of it."""
+        found = self._not_finite(self.layout.parameters, after[0], before[0])
+        found |= self._not_finite(self.layout.buffers, after[1], before[1])
+        return next(iter(found.values()), None) or next(self._of_the_update(after, before), None)
+
     def _too_large(self, run: Run, output: Array, y: Array | None, weight: Array | None) -> str:
         """What to do about a loss that is not finite, though the output is."""
         xp = self.backend.xp

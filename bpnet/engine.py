@@ -19,7 +19,7 @@ from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.collected import Collected
 from bpnet.data.checks import check_input, check_target, detached
-from bpnet.data.loader import Batch, Loader
+from bpnet.data.loader import Batch, Loader, parts, take_rows
 from bpnet.data.memory import out_of_memory
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step
 from bpnet.errors import DivergedError, OutOfMemoryError
@@ -41,6 +41,8 @@ WORK_OF_A_CALL = 2e6
 """Floating-point operations that the Python around a step takes the time of."""
 COUNTED = 2**24
 """Most rows that are evaluated at a time: float32 counts no further exactly."""
+PARTS_TRIED = 1024
+"""Parts of a batch that are tried where the whole does not fit in memory."""
 CHECKED = 32
 """Checked steps from one look at all that they carry on, and copy of it, to the next: each takes a quarter of the time
 of a small step.  With sparse tables there are the square of it."""
@@ -81,7 +83,7 @@ class Engine:
         options["grad_buffers"] = [] if is_elementwise(self.optimizer) else None
         self.checks = schedules_of((layout.network, self.penalties))
         self.schedules = tuple(self.checks)  # of options of layers and penalties
-        gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
+        gradient = self.plain_gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
         self.sparse: SparseStep | None = None
         if any(getattr(layer, "sparse", False) for layer in parts_of(layout.network, Layer)):
             from bpnet.sparse import sparse_step
@@ -200,7 +202,8 @@ class Engine:
                 return value
             return self.move(self.step, state, args, count)
         except backend.oom_errors as error:
-            raise self._out_of_memory(error, row_count(x if rows is None else rows), training=True) from error
+            most = row_count(x if rows is None else rows)
+            raise self._out_of_memory(error, most, True, partial(self._try_step, (x, y, weight, rows))) from error
 
     def run_steps(
         self, x: Input, y: Array | None, weight: Array | None, rows: Array, count: int
@@ -241,6 +244,7 @@ class Engine:
 
     def repeat(self, batches: Iterator[Batch], before: Snapshot) -> None:
         """Repeat steps from `before` up to the one after which something is not finite, and raise what says so."""
+        left = self.state.now
         self.restore(before)
         for batch in batches:
             last = self.snapshot()
@@ -248,9 +252,25 @@ class Engine:
             if not is_finite_step(self.backend, value, vectors(self.carry), last[0]):
                 raise self._diverged(last, value, batch)
         self.restore(before)
+        with self.looking():
+            what = self.diagnosis.first_changed(left[0], before[0]) or "a loss"
         raise DivergedError(
-            "training diverged, though not when repeated; all is as it was before the epoch, or where it was resumed: "
+            f"training diverged: after step {left[1]} {what} is no longer finite, though it is when the steps are "
+            "repeated, so a callback may have changed it; all is as it was before the epoch, or where it was resumed: "
             f"before step {self.count + 1}"
+        )
+
+    def check_callbacks(self, before: Any) -> None:
+        """Raise where callbacks have put NaN into the state that was `before`, and go back to that."""
+        left = self.state.now
+        with self.looking():
+            if not has_nan(self.backend, vectors(left[0])) or has_nan(self.backend, vectors(before[0])):
+                return
+            what = self.diagnosis.first_changed(left[0], before[0])
+        self.known_batch, self.state.now = None, before
+        raise DivergedError(
+            f"training diverged at step {before[1]}: a callback has put NaN into {what}. "
+            f"The parameters, buffers and optimizer state that step {before[1]} left were kept"
         )
 
     def _diverged(self, good: Snapshot, value: Array, batch: Batch) -> DivergedError:
@@ -273,9 +293,63 @@ class Engine:
                 raise self.not_a_number("what the network gives", None)
             self.without_nan = now
 
-    def _out_of_memory(self, error: Exception, rows: int, training: bool) -> OutOfMemoryError:
+    # ---- more than the memory holds -----------------------------------------------------------------------------
+
+    def _out_of_memory(
+        self, error: Exception, rows: int, training: bool, attempt: Callable[[int], Any]
+    ) -> OutOfMemoryError:
         traceback.clear_frames(error.__traceback__)  # which hold what had been made
-        return out_of_memory(error, self.backend, self.layout, self.carry[0], rows, training)
+        found = None if self.sparse is not None and training else attempt  # whose gradient is not one vector
+        return out_of_memory(error, self.backend, self.layout, self.carry[0], rows, training, found)
+
+    @contextmanager
+    def _trying(self) -> Iterator[int]:
+        """While it is tried what fits, in this thread alone: other libraries may end a process that has no memory.
+
+        Gives how many threads will be at work, each on rows of its own and with gradients of its own.
+        """
+        threads, before = max(current.session.threads, 1), current.inside
+        held = [self.backend.empty_vector(self.layout.size, self.carry[0]) for _ in range(3 * (threads - 1))]
+        try:
+            current.inside = True
+            yield threads
+        finally:
+            current.inside = before
+            held.clear()
+
+    def _try_step(self, batch: Batch, most: int) -> None:
+        """Loss and gradient of the batch by parts of at most so many rows, or of that many where they need each other.
+
+        By the definition first, which is quick to tell, and then compiled, where that is how steps are done.
+        """
+        network, backend, (x, y, weight, rows) = self.layout.network, self.backend, batch
+        count, whole = row_count(x if rows is None else rows), network.couples_rows or network.updates_buffers
+        tried = min(count, most if whole else PARTS_TRIED * most)
+        if rows is None:
+            x, y, weight = take_rows(backend, (x, y, weight), (0, tried), None)
+        else:
+            rows = rows[:tried]
+        (theta, buffers, _), (_, number) = self.carry, self.hyperparameters(self.count)
+        args = theta, buffers, x, y, weight, rows, number
+        gradient = partial(self.plain_gradient, grad_buffers=None)
+        with self._trying() as threads, backend.session(self.threads, backend.device(theta)):
+            own = definitions(backend) if current.reference else backend
+            gradient(own, *args, micro_batch=None if whole else most * threads)
+        if current.session.compiles:
+            backend.compile(partial(gradient, micro_batch=None if whole else most), choice=self.compile)(*args)
+
+    def _try_forward(self, function: Callable[..., Any], args: tuple[Any, ...], most: int) -> None:
+        """The same as `forward`, of at most so many rows at a time; outputs are put together in the end."""
+        x, *rest = args
+        arrays, rest = (x, *rest[:2]), rest[2:]  # with y and the weights of the rows, for `scores`
+        theta, buffers, state = self.carry
+        theta = self.optimizer.evaluation(self.backend, self.layout, theta, state)
+        found = []
+        with self._trying():
+            for part in parts(row_count(x), most)[:PARTS_TRIED]:
+                found.append(function(theta, buffers, *take_rows(self.backend, arrays, part, None), *rest))
+            if function is self.outputs:
+                self.backend.xp.concat([output for output, _ in found])
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
@@ -289,7 +363,8 @@ class Engine:
                 return self.plain[function](definitions(self.backend), theta, buffers, x, *args)
             return function(theta, buffers, x, *args)
         except self.backend.oom_errors as error:
-            raise self._out_of_memory(error, row_count(x), training=False) from error
+            most = row_count(x)
+            raise self._out_of_memory(error, most, False, partial(self._try_forward, function, (x, *args))) from error
 
     def explain(self, data: Loader) -> str:
         """What a step on all rows of the data does."""

@@ -79,8 +79,11 @@ class Training:
         if self.saving is None:
             self._run(epochs, [])
         else:
-            with self.saving:
-                self._run(epochs, self.saving.take_up(self))
+            try:
+                with self.saving:
+                    self._run(epochs, self.saving.take_up(self))
+            finally:
+                self.saving.close()  # since an interrupt may come before the first line of an `__exit__`
 
     def _run(self, epochs: int, states: Sequence[tuple[Callback, Any]]) -> None:
         """The same, with what callbacks had kept."""
@@ -148,9 +151,11 @@ class Training:
             for step, loss in enumerate(steps, first + 1):
                 pending.append(loss)
                 if listeners:
-                    trainer.step_loss = loss
+                    trainer.step_loss, left = loss, engine.state.now
                     for callback in listeners:
                         callback.on_step_end(trainer, step)
+                    if engine.state.now is not left:
+                        engine.check_callbacks(left)
                 if saving is None or self.launched or step == self.steps:
                     continue
                 if saving.due(self.number + len(pending)):

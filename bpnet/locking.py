@@ -2,11 +2,11 @@
 
 import os
 import traceback
-import weakref
 from collections.abc import Callable
 from functools import wraps
 from threading import Lock, get_ident
 from typing import Any, TypeVar
+from weakref import ref
 
 from bpnet.backends.interrupts import current, end_sessions
 from bpnet.errors import BusyError, OutOfMemoryError
@@ -28,7 +28,7 @@ class TrainingLock:
         self.lock: Any = Lock()
         self.count = self.thread = 0
         """How often it was taken, and by which thread last."""
-        _LOCKS.add(self)
+        _LOCKS.add(ref(self, _LOCKS.discard))
 
     def mine(self) -> bool:
         """Whether this thread trains."""
@@ -90,13 +90,15 @@ def check_memory(error: BaseException, name: str) -> None:
         raise OutOfMemoryError(f"{name} needs more memory than there is: {error or 'even for small things'}") from error
 
 
-_LOCKS: Any = weakref.WeakSet()
+_LOCKS: set[Any] = set()
+"""References to all of them.  No WeakSet, from whose callbacks, written in Python, no interrupt could come out."""
 
 
 def _in_child() -> None:
     """After a fork: a thread that trains is not there, or is in the midst of a call that led to the fork."""
-    for lock in _LOCKS:
-        lock.lock = Lock()
+    for known in list(_LOCKS):
+        if (own := known()) is not None:
+            own.lock = Lock()
 
 
 if hasattr(os, "register_at_fork"):

@@ -5,7 +5,6 @@ import json
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +45,7 @@ class Saving:
 
     def __init__(self, folder: Folder, every: int | None, keep: int, resume: bool) -> None:
         self.folder, self.every, self.keep, self.resume = folder, every, keep, resume
-        self.signals, self._stack = StopSignals(), ExitStack()
+        self.signals = StopSignals()
         self.written = 0
         """How many steps there had been at the last checkpoint."""
         self.lowest = math.inf
@@ -55,9 +54,9 @@ class Saving:
         """A hash of some rows, by which other data are noticed."""
 
     def __enter__(self) -> "Saving":
-        self._stack.enter_context(self.signals)
         try:
-            self._stack.enter_context(self.folder)
+            self.signals.install()
+            self.folder.__enter__()
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -72,9 +71,16 @@ class Saving:
             error = ended
             raise
         finally:
-            self._stack.close()
+            self.close()
             if isinstance(error, Exit):
                 error.tell()
+
+    def close(self) -> None:
+        """Have the folder free, and the handlers that there were; again, where an interrupt broke that off."""
+        try:
+            self.folder.__exit__()
+        finally:
+            self.signals.restore()
 
     # ---- writing ------------------------------------------------------------------------------------------------
 

@@ -22,10 +22,10 @@ class Ended(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Within a `with` block in the main thread, the first signal is noted in `number`; Ctrl-C after it ends at once.
+    """From `install` to `restore`, the first signal is noted in `number`; Ctrl-C after it ends at once.
 
-    Signals that are ignored, as nohup has SIGHUP ignored, stay so.  The handlers that were there are back after the
-    block, and before anybody hears of the signal.
+    Signals that are ignored, as nohup has SIGHUP ignored, stay so.  The handlers that were there are back before
+    anybody hears of the signal.
     """
 
     def __init__(self) -> None:
@@ -33,13 +33,6 @@ class StopSignals:
         self.before: dict[int, Any] = {}
         self.at_once = False
         self.process = os.getpid()
-
-    def __enter__(self) -> "StopSignals":
-        self.install()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.restore()
 
     def install(self) -> None:
         """Nothing, but in the main thread, where alone Python handles signals."""

@@ -4,10 +4,12 @@ import io
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+from support.leftovers import Leftovers
 
 import bpnet as bp
 from bpnet.callbacks.base import NAMES
@@ -393,6 +395,75 @@ def test_an_error_is_told_before_the_end() -> None:
     seen.clear()
     made().fit(x, y, callbacks=[Told()], progress=False)
     assert seen == ["end"]
+
+
+HOOKS = [name for name in vars(bp.Callback) if name.startswith("on_") or name.endswith("state_dict")]
+
+
+class Fails(bp.Callback):
+    """Raises an error in one of its methods, and keeps the parameters after each step."""
+
+    def __init__(self, hook: str = "", error: BaseException | None = None) -> None:
+        self.hook, self.error, self.steps = hook, error, {0: b""}
+
+    def _call(self, hook: str) -> None:
+        if hook == self.hook and self.error is not None:
+            raise self.error
+
+    def on_train_begin(self, trainer: bp.Trainer, epochs: int, steps: int) -> None:
+        self._call("on_train_begin")
+
+    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+        self.steps[trainer.step_count] = trainer.theta.tobytes()
+        if step == 2:
+            self._call("on_step_end")
+
+    def on_epoch_end(self, trainer: bp.Trainer, record: dict[str, Any]) -> None:
+        self._call("on_epoch_end")
+        if self.hook == "on_exception" and self.error is not None:
+            raise type(self.error)("the first one")
+
+    def on_exception(self, trainer: bp.Trainer, error: BaseException) -> None:
+        self._call("on_exception")
+
+    def state_dict(self) -> dict[str, Any]:
+        self._call("state_dict")
+        return {"a": 1}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._call("load_state_dict")
+
+    def on_train_end(self, trainer: bp.Trainer) -> None:
+        self._call("on_train_end")
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyboardInterrupt])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_wherever_a_callback_raises_the_trainer_is_at_a_step_and_nothing_else_is_left(
+    hook: str, error: type[BaseException], tmp_path: Path
+) -> None:
+    x, y = data()
+
+    def fit(trainer: bp.Trainer, epochs: int, callback: bp.Callback, folder: str = "interrupted") -> None:
+        trainer.fit(
+            x, y, epochs=epochs, batch_size=16, callbacks=[callback], progress=False,
+            checkpoint=tmp_path / folder, every=2, resume=True,
+        )  # fmt: skip
+
+    calm, keep, trainer = made(), Fails(), made()
+    fit(calm, 2, keep, "calm")
+    fit(made(), 1, Fails())
+    leftovers = Leftovers(tmp_path)
+    with pytest.raises(error):
+        fit(trainer, 2, Fails(hook, error("no")))
+    assert not leftovers.found()
+    assert trainer.theta.tobytes() == keep.steps[trainer.step_count]
+    count = trainer.step_count
+    trainer.step(x, y)
+    assert trainer.step_count == count + 1
+    resumed = made()
+    fit(resumed, 2, Fails())
+    assert resumed.theta.tobytes() == calm.theta.tobytes()
 
 
 def test_callbacks_by_name(capsys: pytest.CaptureFixture[str]) -> None:

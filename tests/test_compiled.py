@@ -981,6 +981,7 @@ def test_a_helper_that_falls_asleep_in_the_midst_of_a_list_goes_on() -> None:
 
     helper = object.__new__(thread_pool._Worker)
     helper.pool, helper.memory, helper.number = thread_pool.ThreadPool(), np.zeros(1), 0
+    helper.scratch = np.zeros(1)
     helper.called, helper.awake, slept, asleep = SimpleQueue(), False, [], threading.Event()
 
     def help(*_: Any) -> None:  # returns when there was nothing to do for a while

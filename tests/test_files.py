@@ -421,6 +421,22 @@ def test_a_history_of_many_epochs_of_all_kinds(tmp_path: Path) -> None:
     assert len(contents(tmp_path / "m")[1]["history"]["columns"]["note"]["values"]) == 2
 
 
+def test_arrays_among_the_settings_of_a_table_come_back(tmp_path: Path) -> None:
+    """As those that a calibration keeps, one number a row; and settings are not taken for them."""
+    x, y = data()
+    model = bp.train_table(x, y, hidden=(4,), epochs=1, progress=False).calibrate(x, y)
+    scores = model.settings["calibration"]
+    model.settings = {**model.settings, "own": {"array": "table.0", "deeper": {"more": np.arange(3)}}}
+    model.save(tmp_path / "m")
+    found = bp.load(tmp_path / "m").settings
+    assert np.array_equal(found["calibration"], scores)
+    assert found["own"]["array"] == "table.0"
+    assert found["own"]["deeper"]["more"].tolist() == [0, 1, 2]
+    model.settings = {"own": {"array of the file": "table.0"}}
+    with pytest.raises(bp.errors.ArgumentError, match="which files use themselves"):
+        model.save(tmp_path / "m")
+
+
 def test_a_layer_of_ones_own_comes_back_by_its_name(saved: Path, tmp_path: Path) -> None:
     x, _ = data()
     trainer = bp.Trainer(bp.Sequential(Lift((2, 0.25), "α", bp.Dense(2)), bp.Dense(3)), "cross_entropy").build(x)

@@ -196,10 +196,16 @@ class Case:
             moment += EVERY if "numpy" in self.trainer.backend.name else 5 * EVERY
 
 
-@pytest.mark.parametrize("name", ["step", "fit", "predict", "evaluate", "save", "build"])
+CALLS = [  # tests/soak/test_interrupts.py interrupts calls with NumPy ten thousand times
+    *(("numpy", name) for name in ("step", "evaluate")),
+    *(("numpy-jit", name) for name in ("step", "fit", "predict", "save")),
+    *(("torch", name) for name in ("step", "fit", "evaluate", "build")),
+    *(pytest.param("cupy", name, marks=pytest.mark.gpu) for name in ("step", "fit", "predict", "save")),
+]
+
+
+@pytest.mark.parametrize(("backend", "name"), CALLS, indirect=["backend"])
 def test_an_interrupt_leaves_one_definite_step(backend: Any, name: str, surroundings: Any, tmp_path: Path) -> None:
-    if backend.name == "jax":
-        pytest.skip("it is eager; the member jax-jit gives up memory to compiled steps")
     rng = np.random.default_rng(0)
     x, y = backend.array(rng.standard_normal((12, 4)), "float32"), backend.array(rng.integers(0, 3, 12))
     trainer = bp.Trainer(NETWORK, "cross_entropy", bp.AdamW(0.01), clip_norm=1.0)
@@ -479,6 +485,33 @@ def test_a_child_forked_while_a_trainer_trains_may_use_it(where: str) -> None:
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS, where]
     done = subprocess.run(command, timeout=120, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform has no fork")
+def test_a_fork_waits_while_another_thread_is_in_blas() -> None:
+    """For what OpenBLAS's threads hold just then would stay taken in the child."""
+    from bpnet.backends.blas import BLAS
+
+    small()  # which computes with NumPy
+    held, wait, left = threading.Event(), threading.Event(), []
+
+    def multiply() -> None:
+        with BLAS.lock:
+            held.set()
+            wait.wait(0.1)
+            left.append(True)
+
+    thread = threading.Thread(target=multiply)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if left else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    thread.join()
+    assert BLAS.lock.acquire(blocking=False)
+    BLAS.lock.release()
 
 
 # ---- threads that can't start ---------------------------------------------------------------------------------------

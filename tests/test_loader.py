@@ -379,6 +379,7 @@ def test_a_batch_that_cannot_even_be_sent(world: World, monkeypatch: pytest.Monk
 
 
 def test_a_library_that_does_not_say_what_is_free() -> None:
+    """It is tried there and then: half of what was seen to work is named, or what is likely where nobody can try."""
     error = MemoryError("no")
     layout = bp.layout_of(NET, (4,))
 
@@ -386,13 +387,55 @@ def test_a_library_that_does_not_say_what_is_free() -> None:
         pass
 
     backend = Silent(bp.backends.get("numpy").xp)
-    made = out_of_memory(error, backend, layout, np.zeros(1, "float32"), 100)
-    assert str(made) == (
-        "a training step on a batch of 100 rows needs more memory than there is. Nothing was changed by it; "
-        "try micro_batch=64"
-    )
+    args = error, backend, layout, np.zeros(1, "float32"), 100, True
+    begin = "a training step on a batch of 100 rows needs more memory than there is. Nothing was changed by it; "
+    assert str(out_of_memory(*args)) == f"{begin}try micro_batch=64"
+    tried: list[int] = []
+
+    def attempt(rows: int, most: int) -> None:
+        tried.append(rows)
+        if rows > most:
+            raise MemoryError
+
+    assert str(out_of_memory(*args, lambda rows: attempt(rows, 20))) == f"{begin}micro_batch=8 would fit"
+    assert tried == [64, 32, 16]
+    assert str(out_of_memory(*args, lambda rows: attempt(rows, 0))) == f"{begin}even one row does not fit"
     norm = bp.layout_of(bp.Sequential(bp.BatchNorm(), bp.Dense(2)), (4,))
     assert "try batches of 64 rows" in str(out_of_memory(error, backend, norm, np.zeros(1), 100))
+
+
+@dataclass(frozen=True)
+class Greedy(bp.Layer):
+    """y = x, with more memory than there is for more than 20 rows."""
+
+    def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
+        if x.shape[0] > 20:
+            raise MemoryError
+        return x, None
+
+    def backward(self, run: bp.Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, dict[str, Any]]:
+        return dy, {}
+
+
+@pytest.mark.parametrize("norm", [(), (bp.BatchNorm(),)])
+def test_a_batch_too_large_for_the_host_says_what_would_fit(norm: tuple[Any, ...]) -> None:
+    """By trying; nothing is changed by that, and what is named works."""
+    x, y, _ = data(100)
+    net = bp.Sequential(Greedy(), *norm, bp.Dense(3))
+    trainer = bp.Trainer(net, "cross_entropy", threads=1).build(x)
+    before = trainer.snapshot()
+    named = "batches of 8 rows would fit" if norm else "micro_batch=8 would fit"
+    with pytest.raises(bp.errors.OutOfMemoryError, match=f"a batch of 100 rows .* by it; {named}"):
+        trainer.step(x, y)
+    for mine, its in zip(trainer.snapshot()[0][:2], before[0][:2], strict=True):
+        np.testing.assert_array_equal(mine, its)
+    for call in (functools.partial(trainer.predict, x), functools.partial(trainer.evaluate, x, y)):
+        with pytest.raises(bp.errors.OutOfMemoryError, match=r"a forward pass of 100 rows .* batch_size=8 would fit"):
+            call()
+        call(batch_size=8)
+    parts = {"batch_size": 8} if norm else {"batch_size": 100}
+    again = bp.Trainer(net, "cross_entropy", micro_batch=None if norm else 8)
+    again.fit(x, y, progress=False, **parts)
 
 
 def test_how_much_a_row_takes() -> None:

@@ -1010,6 +1010,27 @@ def test_validation_that_gives_nan_is_told_of(backend: Any) -> None:
     assert trainer.step_count == len(trainer.history) == 0
 
 
+class SpoilsAStep(bp.Callback):
+    """Puts NaN into the bias after the second step."""
+
+    def on_step_end(self, trainer: Any, step: int) -> None:
+        if step == 2:
+            self.before = trainer.snapshot()
+            tree = trainer.parameters
+            tree["0"]["bias"] = tree["0"]["bias"] + math.nan
+            trainer.parameters = tree
+
+
+def test_nan_that_a_callback_sets_is_named_and_undone(backend: Any) -> None:
+    x = backend.array(np.ones((12, 3)))
+    trainer, spoils = bp.Trainer(bp.Sequential(bp.Dense(2)), "mse"), SpoilsAStep()
+    told = r"at step 2: a callback has put NaN into bias of layer '0', Dense.* that step 2 left were kept"
+    with pytest.raises(bp.errors.DivergedError, match=told):
+        trainer.fit(x, x[:, :2], batch_size=3, callbacks=[spoils], progress=False)
+    assert trainer.step_count == 2
+    np.testing.assert_array_equal(backend.host(trainer.theta), backend.host(spoils.before[0][0]))
+
+
 @pytest.mark.parametrize("optimizer", [bp.SGD(1e200), bp.Adam(1e200)], ids=str)
 def test_steps_that_diverge_raise_and_go_back(optimizer: Any, backend: Any) -> None:
     x, y = map(backend.array, rows())

@@ -50,7 +50,8 @@ class Blas:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        """Also held by whoever forks: what OpenBLAS itself holds just then would stay taken in the child."""
         self.open: set[Any] = set()
         """The sessions that hold it."""
         self.found: Limits = []
@@ -67,7 +68,7 @@ class Blas:
 
     def forget(self, mine: Sequence[Any]) -> None:
         """In a forked child: end the sessions of threads that are not there, but not `mine`."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.open &= set(mine)
         if not self.open:
             _restore(self.found)

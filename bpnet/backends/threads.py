@@ -3,6 +3,7 @@
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from operator import call, setitem
@@ -94,6 +95,8 @@ class _Shares:
             self.came[number] = True
             while (mine := self.claim()) is not None:
                 self.work(mine)
+                while self.far_ahead() and self.left:
+                    time.sleep(0.001)
                 self.news.put(None)
         finally:
             self.went[number] = True
@@ -102,6 +105,10 @@ class _Shares:
     def work(self, mine: int) -> None:
         """A share, which a helper has claimed."""
         raise NotImplementedError
+
+    def far_ahead(self) -> bool:
+        """Whether more is done than there should be memory for, so that nobody is to claim the next share."""
+        return False
 
     def at_work(self) -> bool:
         """Whether a helper may still be at a share."""
@@ -124,6 +131,9 @@ class ParallelMap(_Shares):
     def work(self, mine: int) -> None:
         self.run(mine, BaseException)  # as what a layer of the user's raises
 
+    def far_ahead(self) -> bool:
+        return len(self.done) > 2 * self.helpers
+
     def run(self, number: int, caught: type[BaseException] = Exception) -> None:
         outer, error = current.inside, None
         try:
@@ -141,7 +151,7 @@ class ParallelMap(_Shares):
             self.start_helpers()
             for number in range(self.count):
                 while number not in self.done:
-                    mine = self.claim()
+                    mine = None if self.at_work() and self.far_ahead() else self.claim()
                     if mine is not None:
                         self.run(mine)
                     elif self.at_work():
@@ -257,4 +267,4 @@ def _in_child() -> None:
 
 _pool = _Pool()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=BLAS.lock.acquire, after_in_parent=BLAS.lock.release, after_in_child=_in_child)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import IO, Any
 
-from bpnet.disk import absolute, checked_path, make_folder, remove
+from bpnet.disk import absolute, checked_path, make_folder, opening, remove
 from bpnet.errors import (
     BpnetWarning,
     BusyError,
@@ -73,10 +73,10 @@ class Folder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        lock, self._lock = self._lock, None
-        if lock is not None:
+        if self._lock is not None:
             with suppress(OSError):  # nothing that counts is in it
-                lock.close()  # which gives it up, as the death of the process does
+                self._lock.close()  # which gives it up, as the death of the process does
+            self._lock = None
 
     # ---- files --------------------------------------------------------------------------------------------------
 
@@ -144,7 +144,12 @@ class Folder:
 def _locked(name: str, folder: str) -> IO[bytes]:
     """The file of that name, open and locked; raises BusyError where somebody else has it locked."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    file = open(name, "r+b", buffering=0, opener=lambda path, _: os.open(path, flags, 0o666))  # noqa: SIM115
+
+    def create(path: str, _: int) -> int:
+        (number,) = opening(path, flags, permissions=0o666)
+        return number
+
+    file = open(name, "r+b", buffering=0, opener=create)  # noqa: SIM115
     try:
         end = time.monotonic() + WAIT
         while not (held := _lock(file)) and time.monotonic() < end:
@@ -156,7 +161,7 @@ def _locked(name: str, folder: str) -> IO[bytes]:
             )
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-        _HELD.add(file)
+        _HELD.add(weakref.ref(file, _HELD.discard))
     except BaseException:
         file.close()
         raise
@@ -184,14 +189,15 @@ def _lock(file: IO[bytes]) -> bool:
     return True
 
 
-_HELD: Any = weakref.WeakSet()
-"""Lock files that are open."""
+_HELD: set[Any] = set()
+"""References to lock files that are open; as in `bpnet.locking`, no interrupt is lost where one dies."""
 
 
 def _in_child() -> None:
     """After a fork: the parent's locks are its own, and are not to outlive it here."""
-    for file in list(_HELD):
-        file.close()
+    for known in list(_HELD):
+        if (file := known()) is not None:
+            file.close()
 
 
 if hasattr(os, "register_at_fork"):

@@ -47,6 +47,8 @@ OPTIONS = ("seed", "clip_norm", "precision", "penalties")
 """Arguments of a trainer that its file keeps."""
 TRAINING, TABLE = "training.", "table."
 """How the names of the arrays of a training, and of a table's, begin."""
+ARRAY = "array of the file"
+"""The key of what stands for an array of a table's."""
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Checkpoint:
     step_count: int
     options: Mapping[str, Any]
     """Further arguments of the trainer, by their names."""
-    history: "Any"
+    history: Any
     """A record of every epoch, a dict each; from a file, `Records`, which makes them when asked."""
     classes: Sequence[Any] | None
     metadata: Mapping[str, Any]
@@ -151,20 +153,22 @@ def _classes(classes: Any, layout: Layout) -> list[Any] | None:
 def _without_arrays(value: Any, tensors: "Tensors") -> Any:
     """`value` with the names of arrays in the place of those it has in dicts, which are put into `tensors`."""
     if isinstance(value, Mapping):
+        if ARRAY in value:
+            raise ArgumentError(f"the settings have the key {ARRAY!r}, which files use themselves: choose another")
         return {key: _without_arrays(item, tensors) for key, item in value.items()}
     if type(value).__name__ != "ndarray":
         return value
     name = f"{TABLE}{sum(name.startswith(TABLE) for name in tensors)}"
     tensors[name] = value
-    return {"array": name}
+    return {ARRAY: name}
 
 
 def _with_arrays(value: Any, tensors: "Tensors") -> Any:
     """The same with its arrays again, which are taken from `tensors`."""
     if not isinstance(value, dict):
         return value
-    if value.keys() == {"array"} and str(value["array"]).startswith(TABLE):
-        return tensors.pop(value["array"])
+    if ARRAY in value:
+        return tensors.pop(value[ARRAY])
     return {key: _with_arrays(item, tensors) for key, item in value.items()}
 
 

@@ -99,9 +99,15 @@ def forks(compiled: int, count: int) -> tuple[int, list[str]]:
         time.sleep(rng.uniform(0.0, 0.02))
         child = os.fork()
         if not child:
-            signal.alarm(60)  # which ends it where it hangs; faulthandler's own thread is not there
             os._exit(0 if fitted(compiled, 1) == right else 3)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        end, done, status = time.monotonic() + 60.0, 0, 0
+        while not done and time.monotonic() < end:
+            time.sleep(0.005)
+            done, status = os.waitpid(child, os.WNOHANG)
+        if not done:  # it may hang before it gets to its first line
+            os.kill(child, signal.SIGKILL)
+            status = os.waitpid(child, 0)[1]
+        code = os.waitstatus_to_exitcode(status)
         failures += [f"a child ended with {code}"] if code else []
     training = False
     thread.join()

@@ -59,6 +59,112 @@ class Keep(bp.Callback):
         self.steps[trainer.step_count] = everything(trainer)
 
 
+class Plants(bp.Callback):
+    """Puts NaN into one number of the parameters, buffers or optimizer state after a step."""
+
+    def __init__(self, at: int, part: int, place: float) -> None:
+        self.at, self.part, self.place = at, part, place
+        self.leaf = ""
+
+    def plant(self, trainer: bp.Trainer) -> None:
+        (theta, buffers, state), count = trainer.snapshot()
+        arrays = [theta.copy(), buffers.copy(), *(s.copy() for s in state)]
+        vector = arrays[self.part]
+        i = int(self.place * vector.size)
+        vector[i] = math.nan
+        trainer.restore(((arrays[0], arrays[1], tuple(arrays[2:])), count))
+        slots = trainer.layout.buffers if self.part == 1 else trainer.layout.parameters
+        name = next(slot.path[-1] for slot in slots if slot.part.start <= i < slot.part.stop)
+        layer = next(slot.path[0] for slot in slots if slot.part.start <= i < slot.part.stop)
+        self.leaf = f"{name} of layer '{layer}'"
+
+    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+        if trainer.step_count == self.at:
+            self.plant(trainer)
+
+
+def planted(rng: np.random.Generator, compiled: bool, folder: Path) -> str:
+    """NaN from without: by a callback in `fit`, or between calls of `step`, which look at all of it now and then."""
+    at, part = int(rng.integers(1, 12)), int(rng.integers(0, 3))
+    plants = Plants(at, part, float(rng.random()))
+    x, y = rng.standard_normal((64, 5)), rng.integers(0, 3, 64)
+    trainer = bp.Trainer(network(2, 0, None), "cross_entropy", bp.Adam(0.01), compile=compiled).build(x)
+    steps = {0: everything(trainer)}
+    by_fit = bool(rng.integers(0, 2))
+    name = f"{('theta', 'buffers', 'state')[part]} after step {at} by {'fit' if by_fit else 'step'}"
+    try:
+        if by_fit:
+            trainer.fit(x, y, epochs=4, batch_size=16, callbacks=[Keep(steps), plants], progress=False)
+        else:
+            for _ in range(at + 40):
+                trainer.step(x[:16], y[:16])
+                steps[trainer.step_count] = everything(trainer)
+                if trainer.step_count == at:
+                    plants.plant(trainer)
+        return f"{name}: not found"
+    except DivergedError as error:
+        text = str(error)
+    if plants.leaf not in text:
+        return f"{name}: {plants.leaf} is not named: {text}"
+    if by_fit:
+        if f"at step {at}:" not in text or everything(trainer) != steps[at]:
+            return f"{name}: not found at its step, or not gone back to it: {text}"
+        path = folder / "planted.safetensors"
+        trainer.save(path)
+        before = path.read_bytes()
+        plants.plant(trainer)
+        try:
+            trainer.save(path)
+            return f"{name}: NaN was saved"
+        except DivergedError:
+            return "" if path.read_bytes() == before else f"{name}: the file has changed"
+    found = re.search(r"diverged at step (\d+)", text)
+    if found is None or not at < int(found[1]) <= at + 33:
+        return f"{name}: found when? {text}"
+    return ""
+
+
+def held_out(rng: np.random.Generator, compiled: bool, folder: Path) -> str:
+    """Validation data that make NaN of finite parameters: all goes back to before the epoch."""
+    x, y = rng.standard_normal((64, 5)), rng.integers(0, 3, 64)
+    square = bp.Activation(lambda xp, z: z * z, lambda xp, z: 2.0 * z)
+    net = bp.Sequential(bp.Dense(4, square), bp.Dense(3))
+    trainer = bp.Trainer(net, "cross_entropy", compile=compiled).build(x)
+    epochs, before = int(rng.integers(0, 4)), []
+    if epochs:
+        trainer.fit(x, y, epochs=epochs, batch_size=16, progress=False)
+    before = everything(trainer)
+    wrong = x[:20].copy()
+    wrong[int(rng.integers(0, 20))] = 1e200
+    try:
+        trainer.fit(x, y, batch_size=16, validation=(wrong, y[:20]), progress=False)
+        return "validation: not found"
+    except DivergedError as error:
+        if "validation data" not in str(error) or "layer '" not in str(error):
+            return f"validation: {error}"
+    return "" if everything(trainer) == before else "validation: not gone back to before the epoch"
+
+
+def of_a_table(rng: np.random.Generator, compiled: bool, folder: Path) -> str:
+    """Estimators and `train_table`, with a learning rate that is a million times as large, and more."""
+    x, y = rng.standard_normal((64, 4)), rng.standard_normal(64)
+    which = int(rng.integers(0, 2))
+    lr = float(10.0 ** rng.uniform(*((160, 200), (20, 30))[which]))  # of float64, and float32
+    calls: list[Callable[[], Any]] = [
+        lambda: bp.MLPRegressor(hidden_layer_sizes=(8,), solver="sgd", learning_rate_init=lr, max_iter=20).fit(x, y),
+        lambda: bp.train_table(
+            {**{f"c{i}": x[:, i] for i in range(4)}, "y": y}, "y", hidden=[8], optimizer=bp.SGD(lr), epochs=20
+        ),
+    ]
+    try:
+        calls[which]()
+        return f"{('estimator', 'train_table')[which]}: not found with the learning rate {lr:.1g}"
+    except (DivergedError, ValueError) as error:  # as scikit-learn's own estimators raise, with the same text
+        if not re.search(r"diverged at step \d+.*layer '", str(error)):
+            return f"{('estimator', 'train_table')[which]}: {error}"
+    return ""
+
+
 def network(depth: int, place: int, layer: Any) -> bp.Layer:
     layers: list[Any] = []
     for _ in range(depth):
@@ -153,7 +259,8 @@ def main(seed: int, count: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for i in range(count):
             faulthandler.dump_traceback_later(60.0, exit=True)
-            text = wrong(np.random.default_rng((seed, i)), bool(i % 2), Path(folder))
+            case = (wrong, planted, wrong, held_out, planted, of_a_table)[i // 2 % 6]
+            text = case(np.random.default_rng((seed, i)), bool(i % 2), Path(folder))
             failures += [f"case {i}: {text}"] if text else []
     faulthandler.cancel_dump_traceback_later()
     print(json.dumps({"cases": count, "failures": failures}))

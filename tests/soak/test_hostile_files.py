@@ -77,7 +77,7 @@ def test_mutations(soak: Any, tmp_path: Path) -> None:
     how = "guided by coverage (atheris)" if found["guided"] else "at random, since atheris is not installed"
     rate, loaded = found["mutations"] / found["seconds"], found["kinds"].get("loaded", 0)
     detail = (
-        f"{found['mutations']:,} mutations {how}, {rate:,.0f} a second, {loaded:,} loaded: slowest "
-        f"{found['slowest']:.2f} s, most memory {found['most'] / 2**20:.0f} MiB"
+        f"{found['mutations']:,} mutations {how}, {rate:,.0f} a second, {found['read']:,} got beyond the "
+        f"hash, {loaded:,} were sound: slowest {found['slowest']:.2f} s, most memory {found['most'] / 2**20:.0f} MiB"
     )
     soak.record("hostile files", cases=found["mutations"], failures=found["faults"], detail=detail)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class Leftovers:
             "sessions": current.session is _Current.session,
             "state of the thread": (current.reference, current.inside, current.deferred),
             "sessions that hold BLAS": (len(BLAS.open), BLAS.found),
-            "locks": {name: lock.locked() for name, lock in locks().items()},
+            "locks": locks(),
+            "the lock of BLAS": BLAS.lock._is_owned(),  # by this thread, and by none below
             "files": sorted(str(p) for p in self.folder.rglob("*") if p.name.startswith(PART)),
             "warnings": len(warnings.filters),
             "streams": (sys.stdout, sys.stderr, sys.gettrace(), gc.isenabled(), os.getcwd()),
@@ -49,9 +51,9 @@ class Leftovers:
 
     def found(self) -> list[str]:
         """What is not as before, each in words; it counts once."""
-        for thread in threading.enumerate():
-            if thread.name == "bpnet-compiler":  # goes on to its end, though nobody waits for it any more
-                thread.join(60.0)
+        start = time.monotonic()
+        while compiles(time.monotonic() - start):
+            time.sleep(0.001)
         after = self.look()
         if after != self.before:
             gc.collect()  # what an error's traceback holds
@@ -63,13 +65,27 @@ class Leftovers:
         return changed
 
 
-def locks() -> dict[str, Any]:
-    """All locks of this process that a call may take, by name."""
-    found = {"BLAS": BLAS.lock, "helpers": threads._pool.lock}
+def compiles(waited: float) -> bool:
+    """Whether something is still compiled, which goes on to its end, though nobody waits for it any more.
+
+    After an interrupt Python may count a thread for ever that never began, or one that is about to.
+    """
+    threads = [thread for thread in threading.enumerate() if thread.name == "bpnet-compiler"]
+    return any(waited < (30.0 if thread.is_alive() else 0.1) for thread in threads)
+
+
+def locks() -> list[str]:
+    """The locks of this process that a call may take, as far as they are taken."""
+    found: dict[str, Any] = {"helpers": threads._pool.lock}
     if "bpnet.compiler.llvm.jit" in sys.modules:
         from bpnet.backends.numpy import compiled
         from bpnet.compiler.llvm import jit, thread_pool
 
         found |= {"thread pool": thread_pool.POOL.lock, "machine code": jit._lock}
-        found |= {f"{type(owner).__name__} {id(owner)}": owner.lock for owner in list(compiled._LOCKED)}
-    return {name: lock for name, lock in found.items() if lock.locked()}
+        found |= {
+            f"{type(owner).__name__} {id(owner)}": owner.lock for known in list(compiled._LOCKED) if (owner := known())
+        }
+    if not BLAS.lock.acquire(timeout=1.0):
+        return [*(name for name, lock in found.items() if lock.locked()), "BLAS"]
+    BLAS.lock.release()
+    return [name for name, lock in found.items() if lock.locked()]

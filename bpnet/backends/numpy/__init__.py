@@ -5,15 +5,13 @@ Blocks, chunks and the order of sums depend on the data alone, so results never 
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import itertools
 import math
 import operator
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 import array_api_compat.numpy as xp
@@ -40,8 +38,6 @@ LEAST_WORK = 2e6
 ALONE = 2**20
 """Elements of a vector up to which one thread updates it while BLAS's threads wait awake: a second one would have to
 share a processor with them."""
-SPARE = 2**23
-"""Bytes of a limited memory that are left to threads and the compiler."""
 UPDATE_CHUNK = CHUNK // 2
 """Elements of a vector updated at a time: as many as stay in cache of the six that an update by Adam works on."""
 WORTH_IT = 1e11
@@ -73,21 +69,6 @@ class NumpyBackend(Backend):
 
     def store(self, out: Array, value: Array) -> None:
         out[...] = value
-
-    def memory(self, x: Array) -> tuple[int, int] | None:
-        if not hasattr(os, "sysconf"):
-            return None
-        page = os.sysconf("SC_PAGE_SIZE")
-        free, total = page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit != resource.RLIM_INFINITY:  # as batch systems set it
-            with suppress(AttributeError):  # of a C library that is not GNU's
-                ctypes.CDLL(None).malloc_trim(0)
-            total = min(total, limit)
-            free = max(_available(min(free, total)) - SPARE, 0)
-        return free, total
 
     def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
         """The definition's, in chunks that stay in cache, over threads."""
@@ -292,29 +273,6 @@ def can_compile() -> bool:
     except Exception:  # an installation can be broken in any way
         return False
     return hasattr(binding, "create_pass_builder")
-
-
-def _available(most: int) -> int:
-    """Bytes that can be had in pieces, of which the largest is half at least."""
-
-    def largest(most: int) -> int:
-        least = 0
-        while most - least > 2**20:
-            middle = (least + most) // 2
-            try:
-                numpy.empty(middle, numpy.uint8)
-            except MemoryError:
-                most = middle
-            else:
-                least = middle
-        return least
-
-    first = total = largest(most)
-    had = [numpy.empty(first, numpy.uint8)]
-    while total < 2 * first and (piece := min(largest(first), 2 * first - total)) > 2**20:
-        had.append(numpy.empty(piece, numpy.uint8))
-        total += piece
-    return total
 
 
 _memory = threading.local()

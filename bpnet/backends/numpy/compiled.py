@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import threading
+import traceback
 import warnings
 import weakref
 from collections import OrderedDict
@@ -45,6 +46,13 @@ class Changed(Exception):
     """The arguments are not like those that it was compiled for."""
 
 
+class _TooLarge(MemoryError):
+    """There is no memory for what is computed in between."""
+
+    def __str__(self) -> str:
+        return str(self.__cause__)
+
+
 class CompiledFunction:
     """`function(backend, *args)` of trees of arrays and numbers, by an executable for each kind of arguments.
 
@@ -60,7 +68,7 @@ class CompiledFunction:
         self.executables: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
         self.last: tuple[int, Callable[..., Any]] = (0, plain)
         self.lock: Any = threading.Lock()
-        _LOCKED.add(self)
+        _LOCKED.add(weakref.ref(self, _LOCKED.discard))
 
     def find(self, threads: int, args: Any) -> Callable[..., Any]:
         """What is to be called with arguments like these, on so many threads; it is then the `last`.
@@ -95,8 +103,13 @@ class CompiledFunction:
                 text = f"{what} runs without the compiler, operation by operation: {error}"
                 warnings.warn(text, BpnetWarning, stacklevel=2)
             self.reason = f"it can't be compiled: {error}"
-        except MemoryError:  # as without the compiler
+        except _TooLarge:  # as without the compiler
             raise
+        except MemoryError as error:
+            traceback.clear_frames(error.__traceback__)  # which hold what had been made
+            self.reason = "there is no memory to compile it"
+            text = "there is no memory to compile a function, which runs operation by operation"
+            warnings.warn(text, BpnetWarning, stacklevel=2)
         except Exception:  # a fault here is no reason for a user's training to end
             if verify.STRICT:
                 raise
@@ -126,7 +139,7 @@ class Executable:
         self.new = [a for a in commands.results if a is not None and a not in commands.arguments]
         self._prepare(threads)
         self.lock: Any = threading.Lock()
-        _LOCKED.add(self)
+        _LOCKED.add(weakref.ref(self, _LOCKED.discard))
 
     def text(self, threads: int) -> str:
         """All that is done, in words."""
@@ -152,7 +165,10 @@ class Executable:
                 parts[-1].append(command)
         lowered = [lower(part, self.commands.arena, threads) for part in parts]
         self.tiled = [command for tiled, _ in lowered for command in tiled]
-        self.arena = numpy.empty(max(arena for _, arena in lowered) + 64, numpy.uint8)
+        try:
+            self.arena = numpy.empty(max(arena for _, arena in lowered) + 64, numpy.uint8)
+        except MemoryError as error:
+            raise _TooLarge(*error.args) from error
         self.memories = (ctypes.c_void_p * (FIRST + len(self.arrays) + len(self.new)))()
         self.values = (ctypes.c_double * max(1, len(self.commands.numbers)))()
         self.memories[NUMBERS] = ctypes.addressof(self.values)
@@ -261,13 +277,14 @@ def _nothing() -> None:
     """In the place of a weak reference."""
 
 
-_LOCKED: Any = weakref.WeakSet()
-"""What has a lock, which in a forked child another thread may seem to hold for ever."""
+_LOCKED: set[Any] = set()
+"""References to what has a lock, which in a forked child another thread may seem to hold for ever."""
 
 
 def _in_child() -> None:
-    for owner in _LOCKED:
-        owner.lock = threading.Lock()
+    for known in list(_LOCKED):
+        if (owner := known()) is not None:
+            owner.lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
