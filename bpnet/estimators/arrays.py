@@ -85,7 +85,7 @@ def weights(sample_weight: Any, X: Any) -> Any:
     """The weights of the rows of X as an array of the host."""
     rows = X if foreign(X) is None and not isinstance(X, dict) else np.broadcast_to(0.0, tuple(first_of(X).shape))
     sample_weight = to_host(sample_weight)
-    if np.iscomplexobj(sample_weight):
+    if isinstance(sample_weight, complex) or getattr(getattr(sample_weight, "dtype", None), "kind", "") == "c":
         raise DTypeError("sample_weight holds complex numbers; expected how much each row counts")
     return _check_sample_weight(sample_weight, rows)
 

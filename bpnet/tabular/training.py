@@ -135,7 +135,7 @@ def train_table(
     training = prepare(table, target, TrainingOptions.named(options | unknown, OF_FIT))
     for text in training.warnings():
         warnings.warn(text, BpnetWarning, stacklevel=users_line())
-    saving: dict[str, Any] = {"checkpoint": checkpoint, "every": every, "resume": resume}
+    saving: dict[str, Any] = {"checkpoint": checkpoint, "every": every, "resume": flag("resume", resume)}
     training.fit(listeners, progress=progress, **saving)
     return training.model
 
@@ -207,7 +207,7 @@ class TableTraining:
         more: dict[str, Any] = {"epochs": left, "batch_size": self.size.batch_size, "metrics": metrics}
         more["drop_last"] = self.design.recipe is not None  # at its high rates, a step by a few rows would lead far off
         more |= {"validation": self.unseen, "sample_weight": weight, "progress": progress}
-        if flag("resume", resume) or checkpoint is not None or every is not None:
+        if resume or checkpoint is not None or every is not None:
             folder = None if checkpoint is None else self.folder(checkpoint)
             more |= {"checkpoint": folder, "every": every, "resume": resume}
         try:
