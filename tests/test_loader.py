@@ -379,7 +379,7 @@ def test_a_batch_that_cannot_even_be_sent(world: World, monkeypatch: pytest.Monk
 
 
 def test_a_library_that_does_not_say_what_is_free() -> None:
-    """It is tried there and then: half of what was seen to work is named, or what is likely where nobody can try."""
+    """It is tried there and then: a quarter of what was seen to work is named, or what is likely where nobody can try."""
     error = MemoryError("no")
     layout = bp.layout_of(NET, (4,))
 
@@ -397,7 +397,7 @@ def test_a_library_that_does_not_say_what_is_free() -> None:
         if rows > most:
             raise MemoryError
 
-    assert str(out_of_memory(*args, lambda rows: attempt(rows, 20))) == f"{begin}micro_batch=8 would fit"
+    assert str(out_of_memory(*args, lambda rows: attempt(rows, 20))) == f"{begin}micro_batch=4 would fit"
     assert tried == [64, 32, 16]
     assert str(out_of_memory(*args, lambda rows: attempt(rows, 0))) == f"{begin}even one row does not fit"
     norm = bp.layout_of(bp.Sequential(bp.BatchNorm(), bp.Dense(2)), (4,))
@@ -424,17 +424,17 @@ def test_a_batch_too_large_for_the_host_says_what_would_fit(norm: tuple[Any, ...
     net = bp.Sequential(Greedy(), *norm, bp.Dense(3))
     trainer = bp.Trainer(net, "cross_entropy", threads=1).build(x)
     before = trainer.snapshot()
-    named = "batches of 8 rows would fit" if norm else "micro_batch=8 would fit"
+    named = "batches of 4 rows would fit" if norm else "micro_batch=4 would fit"
     with pytest.raises(bp.errors.OutOfMemoryError, match=f"a batch of 100 rows .* by it; {named}"):
         trainer.step(x, y)
     for mine, its in zip(trainer.snapshot()[0][:2], before[0][:2], strict=True):
         np.testing.assert_array_equal(mine, its)
     for call in (functools.partial(trainer.predict, x), functools.partial(trainer.evaluate, x, y)):
-        with pytest.raises(bp.errors.OutOfMemoryError, match=r"a forward pass of 100 rows .* batch_size=8 would fit"):
+        with pytest.raises(bp.errors.OutOfMemoryError, match=r"a forward pass of 100 rows .* batch_size=4 would fit"):
             call()
-        call(batch_size=8)
-    parts = {"batch_size": 8} if norm else {"batch_size": 100}
-    again = bp.Trainer(net, "cross_entropy", micro_batch=None if norm else 8)
+        call(batch_size=4)
+    parts = {"batch_size": 4} if norm else {"batch_size": 100}
+    again = bp.Trainer(net, "cross_entropy", micro_batch=None if norm else 4)
     again.fit(x, y, progress=False, **parts)
 
 
