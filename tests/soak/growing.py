@@ -52,6 +52,8 @@ def main(work: str, compiled: int, count: int) -> None:
                 trainer.history.epochs.clear()  # which grows by a record each, as it should
 
     order = rng.permutation(np.arange(1, ROWS - 40))
+    if work != "epochs":
+        sizes([*range(1, 65), *range(64, ROWS, 64)])  # for which all is compiled that sizes want compiled
     for part in range(2):
         if part:
             before = resident()
