@@ -320,7 +320,7 @@ class Engine:
     def _try_step(self, batch: Batch, most: int) -> None:
         """Loss and gradient of the batch by parts of at most so many rows, or of that many where they need each other.
 
-        By the definition first, which is quick to tell, and then compiled, where that is how steps are done.
+        By the definition: to compile takes memory, and time, and what is compiled needs no more to run.
         """
         network, backend, (x, y, weight, rows) = self.layout.network, self.backend, batch
         count, whole = row_count(x if rows is None else rows), network.couples_rows or network.updates_buffers
@@ -335,8 +335,6 @@ class Engine:
         with self._trying() as threads, backend.session(self.threads, backend.device(theta)):
             own = definitions(backend) if current.reference else backend
             gradient(own, *args, micro_batch=None if whole else most * threads)
-        if current.session.compiles:
-            backend.compile(partial(gradient, micro_batch=None if whole else most), choice=self.compile)(*args)
 
     def _try_forward(self, function: Callable[..., Any], args: tuple[Any, ...], most: int) -> None:
         """The same as `forward`, of at most so many rows at a time; outputs are put together in the end."""

@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux's")
 
-LIMITS = {"deep": range(40, 120, 8), "small": range(32, 52, 2), "wide": range(80, 240, 16)}
+LIMITS = {"deep": range(64, 144, 8), "small": range(32, 52, 2), "wide": range(80, 240, 16)}
 """Megabytes besides what there is: too little for the batch of most, and enough for smaller ones.
 
 With little memory a library may end the process itself, as OpenBLAS does where its own malloc fails: so 32 at least.
