@@ -264,7 +264,7 @@ def test_a_fitted_estimator() -> None:
 # ---- what can't be compiled -----------------------------------------------------------------------------------------
 
 
-class Plain(bp.Layer):
+class Passing(bp.Layer):
     def out_shape(self, in_shape: Any) -> Any:
         return in_shape
 
@@ -273,13 +273,13 @@ class Plain(bp.Layer):
 
 
 @dataclass(frozen=True)
-class Untraceable(Plain):
+class Untraceable(Passing):
     def forward(self, run: Any, p: Any, x: Any) -> Any:
         return run.xp.cumulative_sum(x, axis=1), None
 
 
 @dataclass(frozen=True)
-class Coupling(Plain):
+class Coupling(Passing):
     def forward(self, run: Any, p: Any, x: Any) -> Any:
         return x - run.xp.mean(x, axis=0), None
 

@@ -168,7 +168,7 @@ class _Graph:
         for name in parents:
             if name not in owner._modules:
                 owner.add_module(name, self.torch.nn.Module())
-            owner = owner._modules[name]
+            owner = getattr(owner, name)
         return owner, last
 
     def _make_linear(self, weight: str, bias: str | None) -> None:
