@@ -379,7 +379,7 @@ def test_a_batch_that_cannot_even_be_sent(world: World, monkeypatch: pytest.Monk
 
 
 def test_a_library_that_does_not_say_what_is_free() -> None:
-    """It is tried there and then: a quarter of what was seen to work is named, or what is likely where nobody can try."""
+    """It is tried there and then: a quarter of what works is named, or what is likely where nobody can try."""
     error = MemoryError("no")
     layout = bp.layout_of(NET, (4,))
 
