@@ -27,7 +27,7 @@ def test_a_fit_with_limited_memory(soak: Soak) -> None:
         for name, limits in LIMITS.items()
         for compiled, megabytes, warm in itertools.product((0, 1), limits, (0, 1))
     ]
-    found = added(children(HERE / "limited.py", each[:: soak.count(1, 23)], timeout=300))
+    found = added(children(HERE / "limited.py", each[:: soak.count(3, 23)], timeout=300))
     detail = f"of {found['cases']} limits {found['told']} calls were refused, {found['retried']} done again as they say"
     soak.record("memory", found["cases"], found["failures"], detail)
 
@@ -37,4 +37,4 @@ def test_memory_does_not_grow(soak: Soak) -> None:
     works = [(work, compiled) for work in ("epochs", "steps", "predictions", "fits") for compiled in (0, 1)]
     each = [(*work, soak.count(1000, 300)) for work in (works[1::2] if soak.sample else works)]
     found = added(children(HERE / "growing.py", each, timeout=3000))
-    soak.record("memory", found["cases"], found["failures"], f"memory grows by {max(found['growth']):.2%} at most")
+    soak.record("growth", found["cases"], found["failures"], f"memory grows by {max(found['growth']):.2%} at most")

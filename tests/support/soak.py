@@ -29,7 +29,8 @@ FAULTS = {
     "bad input": "bad input of 49 classes, for every argument of every public name",
     "divergence": "divergence, and NaN planted in a layer",
     "interrupt": "Ctrl-C at any moment",
-    "memory": "memory limited, and its growth",
+    "memory": "a batch that needs more memory than there is (RLIMIT_AS), and again by the parts that the error names",
+    "growth": "memory over 1,000 epochs, and over 1,000 batch sizes",
     "threads": "threads, several fits at once, fork, spawn, loky, exit",
     "processes": "20 processes, 10 hash seeds",
 }
