@@ -159,7 +159,7 @@ def test_tables_of_known_numbers(dtype: str, shape: tuple[int, int], world: Worl
 
 
 def test_every_variant_was_among_them(world: World) -> None:
-    """Wide and plain kernels, and such as leave sums of long rows to another; sums do not depend on where arrays lie."""
+    """Wide and plain kernels, and such as leave sums of long rows to another; sums are the same wherever arrays lie."""
     seen = []
     for shape in SHAPES:
         for function in (row_and_column_sums, FORMS["full_sums"]):
