@@ -209,10 +209,9 @@ class TableRows(Source):
         self.fields = tuple(self._field(group) for group in groups)
 
     def _field(self, group: str | Sequence[str]) -> Field:
-        types = [self.table.schema.field(n).type for n in ([group] if isinstance(group, str) else group)]
-        lists = [
-            n for n, kind in zip([group] if isinstance(group, str) else group, types, strict=True) if _is_list(kind)
-        ]
+        names = [group] if isinstance(group, str) else list(group)
+        types = [self.table.schema.field(name).type for name in names]
+        lists = [name for name, kind in zip(names, types, strict=True) if _is_list(kind)]
         if lists and len(types) > 1:
             raise ShapeError(f"column {lists[0]!r} of {self.name} holds lists: it can't stand beside others in x")
         if lists:
