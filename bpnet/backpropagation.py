@@ -49,7 +49,7 @@ def loss_and_gradient(
     schedules: tuple[Schedule, ...] = (),
     penalties: Sequence[Penalty] = (),
     grad_buffers: list[GradBuffer] | None = None,
-    block: int = 0,
+    first_row: Any = 0,
     total: Any = None,
 ) -> tuple[Array, Array, Array | None]:
     """The loss of a batch, its gradient with respect to `theta`, clipped, and new buffers, if the network has any.
@@ -60,7 +60,8 @@ def loss_and_gradient(
     is then done with the last one.  Where layers or penalties have `schedules`, `number` is a tuple: that of the step,
     and of each.
 
-    A batch of several blocks is the sum of such calls, each with the number of its block and the `total` weight.
+    A batch of several parts is the sum of such calls, each with the number of its `first_row` in that batch, from which
+    on masks are drawn, and with the `total` weight.
     """
     xp, network = backend.xp, layout.network
     step, values, rows_total = number, {}, 1.0
@@ -85,7 +86,7 @@ def loss_and_gradient(
             options: dict[str, Any] = {"seed": seed, "training": training, "precision": precision, "total": total}
             options |= {"schedules": schedules, "layout": layout, "loss": loss, "views": lambda *_: p}
             one_block = partial(loss_and_gradient, backend, theta, buffers, number=number, **options)
-            value, grad = _sum_of_blocks(backend, one_block, (x, y, weight, rows), parts, grad_buffers)
+            value, grad = _sum_of_blocks(backend, one_block, (x, y, weight, rows), parts, first_row, grad_buffers)
             if penalties:
                 of_step = partial(value_of, values=values, number=step)
                 value, grad = with_penalties(backend, layout, penalties, theta, value, grad, of_step, rows_total)
@@ -97,8 +98,8 @@ def loss_and_gradient(
     if backend.writable:
         buffer = grad_buffers.pop() if grad_buffers else GradBuffer(backend, layout, theta)
     context = backend.context(precision, None if buffer is None else buffer.of(p))
-    run = Run(backend, training, (seed, step, block), context, values)
-    run.terms, run.share = ([] if training else None), (weight, total)
+    run = Run(backend, training, (seed, step), context, values)
+    run.first_row, run.terms, run.share = first_row, ([] if training else None), (weight, total)
     part, measure = (backend.outline(network), backend.outline(loss)) if backend.traces else (network, loss)
     output, cache = part.forward(run, p, x)
     value, dy = measure(run, output, y, weight, total)
@@ -121,6 +122,7 @@ def _sum_of_blocks(
     one_block: Callable[..., tuple[Array, Array, Any]],
     batch: Batch,
     parts: Sequence[Rows],
+    first_row: Any,
     grad_buffers: list[GradBuffer] | None,
 ) -> tuple[Array, Array]:
     pool = [] if grad_buffers is None else grad_buffers
@@ -131,7 +133,7 @@ def _sum_of_blocks(
         except IndexError:
             own = []
         x, y, weight = take_rows(backend, batch[:3], part, batch[3])
-        value, grad, _ = one_block(x, y, weight, None, grad_buffers=own, block=number)
+        value, grad, _ = one_block(x, y, weight, None, grad_buffers=own, first_row=first_row + part[0])
         return value, grad, own
 
     def add(some: tuple[Array, Array, list[GradBuffer]], more: tuple[Array, Array, list[GradBuffer]]) -> Any:
