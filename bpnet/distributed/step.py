@@ -7,7 +7,7 @@ What is summed is one vector, the message: the gradient, then the loss, new buff
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -258,37 +258,35 @@ class RankedStep:
 
         Each block is computed by itself, one after the other, so that nothing depends on who computes it.
         """
-        blocks, ranks, backend = self.blocks(share.size), self.ranks, self.backend
-        tree = _tree(len(blocks))
-        nodes = [[*_within(tree, *part)] for part in parted(len(blocks), ranks.size)]
+        blocks, ranks = self.blocks(share.size), self.ranks
+        tree, parts = _tree(len(blocks)), parted(len(blocks), ranks.size)
+        # who has no block sends something too, which is left out of the sum
+        nodes = [[*_within(tree, *part)] or [None] for part in parts]
         stops, inside = float(self.stops), current.inside
-        messages: dict[Any, Array] = {}
+        messages: dict[Any, Array] = {None: self._zeros(theta)}
         try:
             current.inside = True
-            for k in range(*parted(len(blocks), ranks.size)[ranks.rank]):
+            for k in range(*parts[ranks.rank]):
                 start, stop = blocks[k]
-                rows = stop - start
-                part = some_rows(self.batch, start - share.first, stop - share.first)
-                messages[k] = self._local(theta, buffers, *part, number, share.total, start, rows / share.size, stops)
+                batch = some_rows(self.batch, start - share.first, stop - share.first)
+                part = (stop - start) / share.size
+                messages[k] = self._local(theta, buffers, *batch, number, share.total, start, part, stops)
         finally:
             current.inside = inside
-
-        def add(some: Array, more: Array) -> Array:
-            return backend.add_to(some, more)
-
-        parts = [_folded(node, messages.pop, lambda n: type(n) is int, add) for node in nodes[ranks.rank]]
+        own = [_folded(node, messages) for node in nodes[ranks.rank]]
         every = [node for some in nodes for node in some]
 
         def combine(vectors: Sequence[Array]) -> Array:
-            found = dict(zip(every, vectors, strict=True))
-            return _folded(tree, found.pop, found.__contains__, add)
+            return _folded(tree, dict(zip(every, vectors, strict=True)))
 
-        return ranks.all_reduce_ordered(backend, parts, [len(some) for some in nodes], combine)
+        return ranks.all_reduce_ordered(self.backend, own, [len(some) for some in nodes], combine)
 
 
 def check_network(ranks: Communicator, layout: Layout) -> None:
     """Raise OptionError where a network can't be trained by several ranks, or not in that way."""
     network = layout.network
+    if ranks.reduction == "ordered" and ranks.rows == "own":
+        raise OptionError("reduction is 'ordered', but ranks have rows of their own: leave one of them out")
     if ranks.reduction == "ordered" and (network.couples_rows or network.updates_buffers):
         raise OptionError(
             "reduction is 'ordered', but a layer of the network (such as BatchNorm) needs all rows of a batch at once: "
@@ -341,11 +339,9 @@ def _blocks(tree: Any) -> Iterator[int]:
             yield from _blocks(part)
 
 
-def _folded(
-    tree: Any, value: Callable[[Any], Array], known: Callable[[Any], bool], add: Callable[[Array, Array], Array]
-) -> Array:
-    """A sum, of some parts of which the `value` is `known`."""
-    if known(tree):
-        return value(tree)
+def _folded(tree: Any, known: Mapping[Any, Array]) -> Array:
+    """A sum, of which some parts are known."""
+    if tree in known:
+        return known[tree]
     some, more = tree
-    return add(_folded(some, value, known, add), _folded(more, value, known, add))
+    return _folded(some, known) + _folded(more, known)
