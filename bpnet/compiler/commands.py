@@ -329,12 +329,14 @@ class Call:
     """A function of the library's arrays that is called as it stands, since it can't be traced.
 
     outputs: which of the arrays that it gives, and where that is copied.
+    captured: whether it launches work on a device and does nothing else; None: nobody has said so.
     """
 
     function: Callable[..., Sequence[Any]]
     text: str
     inputs: tuple[Array | Number, ...]
     outputs: tuple[tuple[int, Array], ...]
+    captured: bool | None = None
 
     def __str__(self) -> str:
         addresses = ", ".join(str(array.address) for _, array in self.outputs)

@@ -137,7 +137,14 @@ class Program:
             return _scatter_add(command, memories)
         if isinstance(command, StridedCopy):
             return [_strided(command, memories)] if command.count else []
-        return [(self._call, command, memories)] if isinstance(command, Call) else self._products(command, memories)
+        if isinstance(command, Call):
+            needed = _memories_of(command)  # others may be freed while a captured step still holds this
+            return [(self._call, command, [m if i in needed else None for i, m in enumerate(memories)])]
+        return self._products(command, memories)
+
+    def by_host(self, call: tuple[Any, ...]) -> bool:
+        """Whether the host does more than to launch it, so that it can't be captured."""
+        return call[0] == self._call and not call[1].captured
 
     def _call(self, command: Call, memories: Memories) -> None:
         """Call what is not compiled, and put what it gives where others read it."""
