@@ -25,7 +25,7 @@ WIDE = 16
 class CallSite:
     """A function of arrays that is called as it stands: it gives a list of arrays; `text` says what it is and why.
 
-    `captured`: whether it launches work on a device and does nothing else; None: nobody has said so.
+    `captured`: None, or of a collective, which works in place: whether all it does is to launch work on a device.
     """
 
     def __init__(self, function: Callable[..., Sequence[Any]], text: str, captured: bool | None = None) -> None:

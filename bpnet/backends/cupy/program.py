@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -149,10 +149,7 @@ class Program:
 
     def _call(self, command: Call, memories: Memories) -> None:
         """Call what is not compiled, and put what it gives where others read it."""
-        given = [self.values[x.slot] if isinstance(x, Number) else _array(memories, x) for x in command.inputs]
-        made = command.function(*given)
-        for i, out in command.outputs:
-            _array(memories, out)[...] = made[i]
+        command.carry_out(partial(_array, memories), self.values.__getitem__)
 
     def _workspace(self, size: int) -> Any:
         """Memory for a command while it runs, the same for all: they run one after the other."""
