@@ -58,6 +58,7 @@ def install() -> None:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ.setdefault("CUPY_ACCELERATORS", "")
     os.environ["CUPY_CACHE_DIR"] = str(folder)  # not the user's: images are names of files here
+    loaded = "cupy" in sys.modules  # as by a plugin of pytest: then CuPy has read these variables
     blas = next(_runtime().parents[1].glob("libs/cublas*.so"))
     libraries = _build(folder, _symbols(blas, "U", "cublas"))
     device, *_ = (ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL) for path in libraries)
@@ -69,6 +70,11 @@ def install() -> None:
     compiler._get_arch, compiler._get_nvrtc_version = (lambda: "90"), (lambda: (13, 0))
     import cupy
 
+    if loaded:
+        cupy._core.set_reduction_accelerators([])
+        cupy._core.set_routine_accelerators([])
+        if hasattr(compiler, "_kernel_cache_backend"):
+            compiler._set_kernel_cache_backend(type(compiler._kernel_cache_backend)(str(folder)))
     for name in ("argsort", "sort", "cumsum"):  # of Thrust, and of a kernel that is for warps
         setattr(cupy, name, functools.partial(_on_host, name))
 

@@ -14,6 +14,7 @@ import numpy
 from bpnet.backends.cupy import cublaslt, verdicts
 from bpnet.backends.interrupts import uninterrupted
 from bpnet.compiler.commands import (
+    ARENA,
     NUMBERS,
     Address,
     Array,
@@ -165,13 +166,13 @@ class Program:
         again as they are.
         """
         real = numpy.dtype(command.kernel.dtype)
-        launch = launch_of(command, _width(command, _pointers(command, memories)))
+        launch = launch_of(command, _width(command, memories)[0])
         size = launch.scratch * real.itemsize
         parts = [(command, launch, 0)]
         if launch.partial_rows:
             again = _of_partial_rows(command, launch.partial_rows, len(memories))
-            at = [a.offset for a in again.operands]  # the workspace is aligned
-            adding = launch_of(again, _width(again, at + [0] * len(again.results)))
+            aligned = [*memories, memories[ARENA]]  # as the workspace is
+            adding = launch_of(again, _width(again, aligned)[0])
             parts.append((again, adding, size))
             size += adding.scratch * real.itemsize
         self.needed = max(self.needed, size)
@@ -211,7 +212,8 @@ class Program:
         for mask in command.masks:
             arguments += [numpy.uint32(mask.threshold), real.type(2**32 / mask.threshold)]
             arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.parts]
-        return emit.Variant(_width(command, arrays), indirect, masks, spread, disjoint), tuple(arguments)
+        width, unaligned = _width(command, memories)
+        return emit.Variant(width, indirect, masks, spread, disjoint, unaligned), tuple(arguments)
 
     # ---- products -----------------------------------------------------------------------------------------------
 
@@ -287,15 +289,24 @@ def _by_cupy(command: Product, memories: Memories) -> None:
         cupy.matmul(a, b, out=out)
 
 
-def _width(command: Fused, arrays: Sequence[int]) -> int:
-    """How many elements a thread takes at a time: 16 bytes where arrays lie so, else one."""
+def _width(command: Fused, memories: Memories) -> tuple[int, frozenset[int]]:
+    """How many elements a thread takes at a time, 16 bytes or one, and which operands it must then read one by one.
+
+    Where the number of elements decides how sums are added up, it is to be the same wherever the arrays lie that a
+    call is given, as batches do.  So it depends on where in its memory each is, as if all memories were aligned.
+    """
     kernel = command.kernel
     width = width_of(kernel)
     layouts = *(layout for layout, _ in kernel.operands), *map(result_layout, kernel.results)
-    aligned = not any(at % 16 for at, layout in zip(arrays, layouts, strict=True) if layout in ("full", "window"))
+    wide = [layout in ("full", "window") for layout in layouts]
+    places = *command.operands, *command.results
     fits = command.columns % width == 0 or (command.rows == 1 and not kernel.reduces_columns)
     fits = fits and not any(stride % width for stride in command.strides)
-    return width if fits and aligned else 1
+    fits = fits and not any(place.offset % 16 for place, w in zip(places, wide, strict=True) if w)
+    loose = [i for i, place in enumerate(places) if wide[i] and memories[place.memory].ptr % 16] if fits else []
+    if not fits or (loose and loose[-1] >= len(command.operands)):
+        return 1, frozenset()
+    return width, frozenset(loose)
 
 
 def _of_partial_rows(command: Fused, rows: int, workspace: int) -> Fused:

@@ -34,11 +34,13 @@ class Variant:
     """What the text depends on besides the kernel.
 
     width: elements that a thread takes at a time; all full operands and results must then begin at multiples of 16
-    bytes, and rows be multiples of it unless there is one.  So must windows, and how far their rows are apart.
+    bytes, but for `unaligned` operands, and rows be multiples of it unless there is one.  So must windows, and how far
+    their rows are apart.
     indirect: which results are written where an address in memory says.
     masks: for every mask, which of its parts are hyperparameters.
     spread: whether rows are longer than a block has registers for their column-wise sums.
     disjoint: whether nothing is written where an operand lies.
+    unaligned: operands that begin elsewhere, and are read one by one; sums are then the same as of aligned ones.
     """
 
     width: int
@@ -46,6 +48,7 @@ class Variant:
     masks: tuple[tuple[bool, ...], ...] = ()
     spread: bool = False
     disjoint: bool = False
+    unaligned: frozenset[int] = frozenset()
 
 
 @lru_cache(maxsize=1024)
@@ -194,9 +197,9 @@ class _Writer:
         layout = self.kernel.operands[i][0]
         if layout == "per_row":
             return f"get(p{i}[row])"
-        if layout == "window":
-            return f"load<{width}>(p{i}, row * {self.apart[i]} + col)"
-        return f"load<{width}>(p{i}, at)" if layout == "full" else f"each<{width}>(p{i}, col)"
+        load = "each" if layout == "per_column" or i in self.variant.unaligned else "load"
+        at = f"row * {self.apart[i]} + col" if layout == "window" else "at" if layout == "full" else "col"
+        return f"{load}<{width}>(p{i}, {at})"
 
     def kind(self, i: int, width: int) -> str:
         layout, dtype = self.kernel.operands[i]
