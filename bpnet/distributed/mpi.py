@@ -16,7 +16,8 @@ import numpy
 
 from bpnet.backends.base import Array, Backend
 from bpnet.distributed.base import Combine, Communicator
-from bpnet.distributed.watch import PATIENCE, Watch, connecting
+from bpnet.distributed.verdict import PATIENCE
+from bpnet.distributed.watch import Watch, connecting
 from bpnet.errors import ArgumentError, BpnetWarning, MissingExtraError, OptionError, kind_of
 from bpnet.options import choice, number
 
@@ -151,7 +152,7 @@ class MPICommunicator(Communicator):
             self.comm.Alltoallv(
                 [sent, [len(own) * length for length in lengths]], [received, [count * mine for count in counts]]
             )
-            segment = combine(list(received.reshape(-1, mine)))
+            segment = combine(list(received.reshape(sum(counts), mine)))
             self.comm.Allgatherv(numpy.ascontiguousarray(segment), [total, lengths])
         self.bytes_sent += like.itemsize * (len(own) * (size - mine) + (self.size - 1) * mine)
         return self._given_back(backend, total, parts[0])

@@ -15,8 +15,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from socket import gethostname
 from time import monotonic, sleep
 from types import TracebackType
@@ -24,10 +23,9 @@ from typing import Any
 
 import numpy
 
+from bpnet.distributed.verdict import END, PATIENCE, Doing, Failure, judge, process_state
 from bpnet.errors import RankError
 
-PATIENCE = 0.8
-"""The share of the time limit after which a rank that does not go on is given up: then all have to end."""
 PERIOD = 0.25
 """Seconds between two looks of the thread."""
 ASKED = 1.0
@@ -40,40 +38,6 @@ CONNECTED = 10.0
 """Time limits until all ranks must have come to `connect`."""
 LONGEST = 1000
 """Most characters of a text that is sent."""
-END = "the end of its program"
-
-
-@dataclass(frozen=True)
-class Doing:
-    """What the main thread of a rank does, as others are told."""
-
-    number: int
-    """How many times all ranks have met, that for which it waits included."""
-    at: str
-    """"computes", "waits" for others, or "sends" them data and receives theirs."""
-    what: str
-    """The call in which it waits, or the phase in which it computes."""
-    since: float
-    """By its own clock; in a message: how many seconds it is ago that it last went on."""
-    limit: float = math.inf
-    """Seconds that this may take."""
-    where: str = ""
-    """The line of the program."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a training can't go on."""
-
-    rank: int
-    """Whose fault it is."""
-    text: str
-    speaker: int
-    """The rank that is to show it."""
-    hangs: bool = False
-    """Whether that rank may have to be killed."""
-    together: bool = False
-    """Whether all ranks have found it, so that none waits for another."""
 
 
 class Watch:
@@ -87,7 +51,8 @@ class Watch:
             sleep(0.001)
         self.comm, self.control = comm.Dup(), comm.Dup()
         known = self.comm.allgather((gethostname(), self.process, _machine()))
-        self.rank, self.size = self.comm.rank, self.comm.size
+        self.rank: int = self.comm.rank
+        self.size: int = self.comm.size
         self.processes = [(host, number) for host, number, _ in known]
         self.names = [f"rank {rank} (host {host}, process {number})" for rank, (host, number, _) in enumerate(known)]
         self.beside = [machine == known[self.rank][2] for *_, machine in known]
@@ -112,6 +77,8 @@ class Watch:
         self.sending, self.receiving = threading.Lock(), threading.Lock()
         self.agreed = numpy.empty(4, numpy.int64)
         self.stopped = threading.Event()
+        self.spoke = False
+        """Whether this rank shows the error by which the program ends."""
         self.unheard = 0.0
         """Since when the program has not heard of the failure."""
         self.thread = threading.Thread(target=self._run, name="bpnet-watch", daemon=True)
@@ -178,6 +145,10 @@ class Watch:
             self.raised = True
             raise RankError(failure.text)
 
+    def process_state(self, rank: int) -> str:
+        """See `verdict.process_state`."""
+        return process_state(self.processes[rank][1]) if self.beside[rank] else ""
+
     def beat(self) -> None:
         """The program goes on, though it has not met the others for a while."""
         self.beaten = monotonic()
@@ -217,7 +188,7 @@ class Watch:
                 if now - self.asked > max(min(ASKED, self.timeout / 10.0), self.size / 500.0):
                     self.asked = now
                     self._send("doing", self._as_told(now))
-                failure = self._judge(now, doing)
+                failure = judge(self, now, doing)
                 if failure is not None:
                     self.failure = failure
                     self._send("failure", failure)
@@ -274,49 +245,6 @@ class Watch:
         own = next((line for line in stack if f"{os.sep}bpnet{os.sep}" not in line.filename), stack[0])
         return f"{own.name}, line {own.lineno} of {own.filename}"
 
-    # ---- who is to blame ----------------------------------------------------------------------------------------
-
-    def _judge(self, now: float, doing: Doing) -> Failure | None:
-        """Who keeps this rank from going on, if it has been for too long.
-
-        The lowest of the ranks that wait says so; others leave it a little more time.
-        """
-        ending = doing.what == END
-        waits = [r for r in range(self.size) if r == self.rank or self._at(r) != "computes"]
-        late = 0.0 if self.rank == waits[0] else 0.5 * self.grace()
-        for rank in range(self.size):
-            if rank == self.rank:
-                continue
-            heard, its = self.heard.get(rank, (0.0, None))
-            silent = now - max(heard, doing.since, self.patient) - late
-            name = self.names[rank]
-            state = _state(self.processes[rank][1]) if self.beside[rank] else ""
-            if state == "gone" and rank not in self.ended and silent > 0.0:
-                return Failure(rank, f"{name} is gone: it was killed, or has ended without a word", self.rank, True)
-            longest = PATIENCE * self.timeout
-            if its is not None and its.at == "computes" and its.limit < math.inf:
-                longest = max(longest, its.limit)
-            if silent > longest:
-                how = "is stopped, as by SIGSTOP" if state == "stopped" else "does not answer"
-                why = "" if state else ": it was killed or stopped, or its host or the network is down"
-                text = f"{name} {how}, and the others have waited for {silent + late:.0f} s{why}"
-                return Failure(rank, text, self.rank, True)
-            if its is None or its.at != "computes" or ending:
-                continue
-            quiet = its.since + now - heard - late
-            if quiet > its.limit:
-                what = f"in {its.what}" + (f" ({its.where})" if its.where else "")
-                text = (
-                    f"{name} hangs: for {quiet + late:.0f} s it has been {what}, while the others wait for it. "
-                    f"If it needs so long, pass MPI(timeout=...) of more than {self.timeout:g} seconds"
-                )
-                return Failure(rank, text, self.rank, True)
-        return None
-
-    def _at(self, rank: int) -> str:
-        its = self.heard.get(rank, (0.0, None))[1]
-        return "computes" if its is None else its.at
-
     def _end_unheard(self, now: float) -> None:
         """End this process, whose program does not hear of the failure: it hangs, or waits within MPI."""
         failure = self.failure
@@ -328,7 +256,8 @@ class Watch:
             return
         if failure.speaker == self.rank:
             _say(f"bpnet: {failure.text}")
-        self._leave(1, failure.speaker == self.rank)
+            self.spoke = True
+        self._leave(1)
 
     # ---- the end ------------------------------------------------------------------------------------------------
 
@@ -353,7 +282,12 @@ class Watch:
         """
         if getattr(error, "on_all_ranks", False):
             return self.rank == 0
-        self.fail(error)
+        if not self.spoke:
+            self.fail(error)
+            self.spoke = self._is_to_speak(error)
+        return self.spoke
+
+    def _is_to_speak(self, error: BaseException) -> bool:
         failure = self.failure
         own = not isinstance(error, RankError) or (failure is not None and failure.rank == self.rank)
         limit = monotonic() + self.grace()
@@ -385,14 +319,14 @@ class Watch:
         sleep(0.002)
         self._receive(monotonic())
 
-    def _leave(self, code: int, spoke: bool) -> None:
+    def _leave(self, code: int) -> None:
         """End this process, and with it all others, which have a moment to come here too; never by MPI_Finalize.
 
         That would wait for calls which others don't make.  The rank that has shown the error ends all by MPI_Abort;
         where none has, or it does not get so far, the others do.
         """
         failure = self.failure
-        self._send("end", spoke)
+        self._send("end", self.spoke)
         others = self._others() - ({failure.rank} if failure is not None and failure.hangs else set())
         limit = monotonic() + self.grace()
         while monotonic() < limit and not self.ended.keys() >= others:
@@ -401,8 +335,11 @@ class Watch:
             with suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         limit = monotonic() + self.grace()
-        while not spoke and any(self.ended.values()) and monotonic() < limit:
+        while not self.spoke and any(self.ended.values()) and monotonic() < limit:
             self._rest()
+        timer = threading.Timer(self.grace(), os._exit, [code])  # where not even that can be done
+        timer.daemon = True
+        timer.start()
         self.mpi.COMM_WORLD.Abort(code)
         os._exit(code)
 
@@ -418,7 +355,7 @@ class Watch:
             _say(f"bpnet: {self.names[self.rank]} has failed, which ends the others")
         atexit.unregister(self.at_exit)
         atexit._run_exitfuncs()
-        self._leave(130 if isinstance(error, KeyboardInterrupt) else 1, shown)
+        self._leave(130 if isinstance(error, KeyboardInterrupt) else 1)
 
     def at_exit(self) -> None:
         """The program ends; all ranks go to MPI_Finalize together, or none does."""
@@ -430,13 +367,12 @@ class Watch:
                 self.meet(0, END)
             except (RankError, KeyboardInterrupt) as raised:
                 error = raised
-        spoke = error is not None and self.speaks(error)
-        if spoke:
+        if error is not None and self.speaks(error):
             _say(f"bpnet: {error}")
         if (self.failure is None and error is None) or (self.failure is not None and self.failure.together):
             self.stop()
         else:
-            self._leave(1, spoke)
+            self._leave(1)
 
     def stop(self) -> None:
         self.stopped.set()
@@ -469,8 +405,8 @@ def connecting(timeout: float) -> Iterator[None]:
 
     def end() -> None:
         _say(
-            f"bpnet: rank {rank} (host {gethostname()}, process {os.getpid()}) has waited {limit:g} s for the others to "
-            "connect: they have ended, or come later. Connect first, by bp.distributed.MPI().connect(), and do then "
+            f"bpnet: rank {rank} (host {gethostname()}, process {os.getpid()}) has waited {limit:g} s for the others "
+            "to connect: they have ended, or come later. Connect first, by bp.distributed.MPI().connect(), and do then "
             "what takes long"
         )
         os._exit(1)
@@ -495,15 +431,6 @@ def _machine() -> str:
         return f"{gethostname()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return f"{gethostname()} {os.getpid()}"
-
-
-def _state(number: int) -> str:
-    """What is known of a process of this machine."""
-    try:
-        letter = Path(f"/proc/{number}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except OSError:
-        return "gone" if Path("/proc/self").exists() else ""
-    return {"Z": "gone", "X": "gone", "T": "stopped", "t": "stopped"}.get(letter, "runs")
 
 
 PREVIOUS = sys.excepthook
