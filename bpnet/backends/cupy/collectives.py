@@ -4,10 +4,6 @@ CuPy's own binding of NCCL is used (`cupy.cuda.nccl`), of which NVIDIA's library
 """
 
 import ctypes
-import os
-import re
-import subprocess
-from functools import cache
 from typing import Any
 
 import cupy
@@ -15,7 +11,7 @@ import cupyx
 import numpy
 
 from bpnet.backends.base import Array
-from bpnet.errors import DeviceError, DTypeError, MissingPackageError
+from bpnet.errors import DTypeError, MissingPackageError
 
 TYPES = {"float32": 7, "float64": 8, "bfloat16": 9}
 """NCCL's numbers of them (`ncclDataType_t`)."""
@@ -79,13 +75,14 @@ class NcclSums:
     """
 
     def __init__(self, ranks: int, rank: int, identity: bytes, dtype: str | None) -> None:
-        """On the current device, by all ranks at once; `identity` is what one of them got of `nccl().get_unique_id()`."""
+        """On the current device, by all ranks together; `identity` is one's `nccl().get_unique_id()`."""
         self.nccl, self.dtype, self.device = nccl(), dtype, cupy.cuda.Device()
         self.kept = self.nccl.NcclCommunicator(ranks, identity, rank)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.kept))
         self.counted = cupyx.zeros_pinned(2, numpy.int64)
         """How many sums the device has begun, and how many it is done with."""
-        self.narrow: Array | None = None
+        self.narrow: dict[int, Array] = {}
+        """Memory for what is sent of so many elements: captured steps know where it lies, so it is kept."""
         self.broken = False
         names = (COUNT, "count"), (ROUND, "narrow"), (WIDEN, "widen")
         self.count, self.round, self.widen = (cupy.RawKernel(text, name) for text, name in names)
@@ -121,15 +118,11 @@ class NcclSums:
         return vector
 
     def _narrow(self, vector: Array, head: int) -> Array:
-        """Memory for what is sent of so many elements: graphs know where it lies, so it is kept."""
         if vector.dtype != numpy.float32:
             raise DTypeError("NCCL(dtype='bfloat16') is for networks of float32: leave dtype out for float64")
-        if self.narrow is None or self.narrow.size < head:
-            if cupy.cuda.get_current_stream().is_capturing():
-                raise DeviceError("a sum over ranks is captured before one of its size was done")
-            self.larger = self.narrow, getattr(self, "larger", None)
-            self.narrow = cupy.empty(head, numpy.uint16)
-        return self.narrow
+        if head not in self.narrow:
+            self.narrow[head] = cupy.empty(head, numpy.uint16)
+        return self.narrow[head]
 
     def _sum(self, address: int, size: int, kind: int, stream: int) -> None:
         self.kept.allReduce(address, address, size, kind, SUM, stream)
@@ -150,43 +143,48 @@ class NcclSums:
         return None
 
     def abort(self) -> None:
-        """End sums that wait for other ranks; what they give is no sum then.  Any thread may call it, and it may wait."""
+        """End sums that wait for other ranks, which then give no sums.  Any thread may call it, and it may wait."""
         if not self.broken:
             self.broken = True
             self.kept.abort()
 
 
 class Staging:
-    """Memory in which MPI adds up vectors of a device, the same for vectors of one kind.
+    """Memory in which MPI adds up vectors of a device, the same for all vectors of one kind.
 
     Where MPI reads the memory of devices itself (`direct`), that is where the vector lies.
     """
 
     def __init__(self, direct: bool) -> None:
         self.direct = direct
-        self.pinned: dict[Any, Any] = {}
+        self.pinned: dict[Any, tuple[Any, Any]] = {}
+        """By shape, type and device: the memory, and an event after which the device no longer reads it."""
 
     def begin(self, vector: Array) -> Any:
-        """What is passed to MPI, with the values of the vector, which the device has computed by then."""
+        """What MPI may read and write, with the values of the vector, which the device has computed by then."""
         stream = cupy.cuda.get_current_stream()
-        if self.direct:
-            own = cupy.ascontiguousarray(vector)
-        else:
-            kind = vector.shape, vector.dtype
-            if kind not in self.pinned:
-                self.pinned[kind] = cupyx.empty_pinned(vector.shape, vector.dtype)
-            own = self.pinned[kind]
-            cupy.ascontiguousarray(vector).data.copy_to_host_async(own.ctypes.data, own.nbytes, stream)
+        vector = cupy.ascontiguousarray(vector)
+        own = vector
+        if not self.direct:
+            own, read = self._memory(vector)
+            stream.wait_event(read)
+            vector.data.copy_to_host_async(own.ctypes.data, own.nbytes, stream)
         stream.synchronize()
         return own
 
     def end(self, own: Any, vector: Array) -> Array:
-        """The vector with the values that MPI has left.  They are copied when the stream comes to it.
-
-        Pinned memory may be written to again by the next `begin`, which waits for this stream.
-        """
-        if not self.direct:
-            vector.data.copy_from_host_async(own.ctypes.data, own.nbytes, cupy.cuda.get_current_stream())
-        elif own is not vector:
-            vector[...] = own
+        """The vector with the values that MPI has left there, once the current stream comes to it."""
+        if self.direct:
+            return own
+        stream = cupy.cuda.get_current_stream()
+        if not vector.flags.c_contiguous:
+            vector = cupy.empty(vector.shape, vector.dtype)
+        vector.data.copy_from_host_async(own.ctypes.data, own.nbytes, stream)
+        self._memory(vector)[1].record(stream)
         return vector
+
+    def _memory(self, like: Array) -> tuple[Any, Any]:
+        kind = like.shape, like.dtype, like.device.id
+        if kind not in self.pinned:
+            self.pinned[kind] = cupyx.empty_pinned(like.shape, like.dtype), cupy.cuda.Event(disable_timing=True)
+        return self.pinned[kind]
