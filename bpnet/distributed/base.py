@@ -86,7 +86,7 @@ class Communicator:
         """This rank goes on, though it has not met the others for a while.  It costs next to nothing."""
 
     def check(self) -> None:
-        """Raise RankError where another rank is known to have failed: sums that a device did since may be worth nothing.
+        """Raise RankError where another rank is known to have failed: sums on a device may be worth nothing since.
 
         It costs next to nothing: before a step is launched, and after the host has waited for a device.
         """

@@ -120,8 +120,8 @@ class NCCLCommunicator(Communicator):
                 raise on_all_ranks(
                     DeviceError(
                         f"ranks {found.index(own)} and {rank} are both on GPU {own[1]} of host {own[0]}, but NCCL "
-                        "wants a GPU for each: start no more ranks on a host than it has GPUs, and make arrays on the GPU of "
-                        "the rank, as device='cuda' does. Several ranks on one GPU can use distributed='mpi'"
+                        "wants a GPU for each: start no more ranks on a host than it has GPUs, and make arrays on the "
+                        "GPU of the rank, as device='cuda' does. Ranks that share one can use distributed='mpi'"
                     )
                 )
         identity = self.broadcast(identity)
