@@ -362,11 +362,20 @@ class Engine:
                 result, total = self.forward(self.outputs, x)
                 if data.streams and results:  # while this one is computed
                     results[-1] = to_host(results[-1])
-                results.append(result)
+                results.append(data.own(result))
                 totals.append(total)
             if data.streams:
                 results[-1] = to_host(results[-1])
             return results, sum(self.backend.fetch(totals)) if check else 0.0
+
+    def predict_stream(self, data: Any, size: int | None, check: bool) -> Array:
+        """The outputs for the rows of a stream; raises DivergedError where one is NaN."""
+        results, total = self.predict(data, data.largest_batch() if size is None else size, check)
+        if not math.isfinite(total):
+            row = data.first_nan(results)
+            if row is not None:
+                raise self.not_a_number("what the network gives", data.rows(row, row + 1))
+        return data.joined(results)
 
     def scores(self, metrics: tuple[Metric, ...]) -> Callable[..., Any]:
         """The compiled function of that name with these metrics."""
@@ -389,7 +398,8 @@ class Engine:
         with self.session(data.count):
             self.check_nan()
             size = min(data.largest_batch() if size is None else size, COUNTED)
-            cut, count, weight, gather = size, data.count, data.total_weight(), None
+            count: float = data.count
+            cut, weight, gather = size, data.total_weight(), None
             if ranks is not None:
                 cut, count, weight, gather = import_module("bpnet.distributed.agreeing").evaluation(ranks, data, size)
             total = self.loss.total(weight)
@@ -399,9 +409,14 @@ class Engine:
                 collected.add(statistics)
             values = iter(backend.fetch([value for numbers in found for value in numbers if value is not None]))
             found = [[None if value is None else next(values) for value in numbers] for numbers in found]
-            own = [value for value, *_ in found]
-            losses, rights, counted = zip(*(found if gather is None else gather(found, collected)), strict=True)
+            own, passed = [value for value, *_ in found], data.passed()
+            if gather is not None:
+                found, passed = gather(found, passed, collected)
+            losses, rights, counted = zip(*found, strict=True)
             result: dict[str, Any] = {"loss": sum(losses)}
+            if passed is not None:  # how much there was is known only now
+                count = passed[0]
+                result["loss"] *= total / self.loss.total(passed[1])
             if math.isnan(result["loss"]):
                 first, error = next((i for i, value in enumerate(own) if not math.isfinite(value)), None), None
                 if first is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bpnet.backends import Array
 from bpnet.backends.interrupts import current
 from bpnet.callbacks.base import Callback, end, needs_each_step
-from bpnet.data.loader import Loader, parts, row_order
+from bpnet.data.loader import Loader, parts
 from bpnet.distributed.agreeing import check_same, same_state, warn_of_drift
 from bpnet.distributed.base import on_all_ranks
 from bpnet.divergence import is_finite_step, what_was_kept
@@ -230,8 +230,8 @@ class Training:
         """That of the rows in an epoch."""
         data, ranks, seed, epoch = self.data, self.ranks, self.engine.seed, len(self.trainer.history)
         if ranks.rows == "own":  # all of a rank's rows, in an order of its own
-            return row_order(seed + (ranks.rank << 64), epoch, data.count, self.shuffle)
-        order = row_order(seed, epoch, data.count, self.shuffle)[: self.count]
+            return data.order(seed + (ranks.rank << 64), epoch, self.shuffle, self.batch_size)
+        order = data.order(seed, epoch, self.shuffle, self.batch_size)[: self.count]
         return ranks.broadcast(order) if callable(self.shuffle) else order
 
     def _advance(self, first: int, together: int) -> Iterator[Array]:

@@ -55,19 +55,21 @@ def warn_of_drift(ranks: Communicator) -> None:
         )
 
 
-def evaluation(ranks: Communicator, data: Loader, size: int) -> tuple[list[Rows], int, float, Callable[..., list[Any]]]:
+def evaluation(ranks: Communicator, data: Loader, size: int) -> tuple[list[Rows], int, float, Callable[..., Any]]:
     """This rank's part of an evaluation by batches of `size`; how many rows all have, and their weight; and
 
-    gather(numbers of the batches, collected) -> those of all ranks, `collected` getting their statistics,
+    gather(numbers of the batches, `data.passed()`, collected) -> those of all ranks; `collected` gets their statistics,
 
     in the order of the rows.  The same rows are parted evenly, or where sums are to be the same for any number of
     ranks, by batches.
     """
 
-    def gather(found: list[Any], collected: Collected) -> list[Any]:
-        every = ranks.all_gather((found, collected.on_host()))
-        collected.replace([batch for _, some in every for batch in some])
-        return [numbers for some, _ in every for numbers in some]
+    def gather(found: list[Any], passed: Any, collected: Collected) -> tuple[list[Any], Any]:
+        every = ranks.all_gather((found, passed, collected.on_host()))
+        collected.replace([batch for *_, some in every for batch in some])
+        if passed is not None:
+            passed = tuple(map(sum, zip(*(own for _, own, _ in every), strict=True)))
+        return [numbers for some, *_ in every for numbers in some], passed
 
     count, weight = data.count, data.total_weight()
     if ranks.rows == "own":

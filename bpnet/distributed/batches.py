@@ -72,9 +72,12 @@ class RankedBatches:
         return Cut(cuts[rank], sum(sizes[:rank]), sum(sizes), min(sizes))
 
     def begin(self, order: Any) -> list[float]:
-        """An epoch in that order of the rows that were passed: the weight of each batch."""
+        """An epoch in that order of the rows that were passed: the weight of each batch.
+
+        Where only reading tells, they are put in its place one by one.
+        """
         self.order = order
-        if self.data.weight is None:
+        if self.data.weight is None or not self.data.foreseen:
             self.totals = [float(cut.size) for cut in self.cuts]
         elif not self.own:
             self.totals = self.data.sizes(self.batch_size, order)[: len(self.cuts)]
@@ -85,11 +88,15 @@ class RankedBatches:
 
     def batches(self, first: int) -> Iterator[Any]:
         """This rank's part of each batch after the first so many, with its share."""
-        mine = list(zip(self.cuts, self.totals, strict=True))[first:]
-        own = [cut.rows for cut, _ in mine if cut.rows[0] < cut.rows[1]]
-        loaded: Any = self.data.batches(own, self.order)
+        loaded: Any = self.data.batches([c.rows for c in self.cuts[first:] if c.rows[0] < c.rows[1]], self.order)
         with closing(loaded):
-            for cut, total in mine:
+            for number, cut in enumerate(self.cuts[first:], first):
                 start, stop = cut.rows
-                share = Share(stop - start, cut.first, cut.size, self.step.weight(total))
-                yield (*(next(loaded) if share.rows else (None, None, None, None)), share)
+                batch = next(loaded) if start < stop else (None, None, None, None)
+                if self.data.foreseen:
+                    yield *batch, Share(stop - start, cut.first, cut.size, self.step.weight(self.totals[number]))
+                    continue
+                size, weight = self.step.size_of(batch)
+                sizes, weights = zip(*self.ranks.all_gather((size, weight)), strict=True)
+                self.totals[number] = sum(weights)
+                yield *batch, Share(size, sum(sizes[: self.ranks.rank]), sum(sizes), self.step.weight(sum(weights)))
