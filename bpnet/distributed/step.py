@@ -65,7 +65,7 @@ class RankedStep:
         )
         names = "loss", "seed", "precision", "micro_batch"
         options |= {name: getattr(engine, name) for name in names}
-        self.gradient: Callable[..., Any] = partial(part_of_gradient, views=Views(layout), **options)
+        self.gradient: Callable[..., Any] = partial(part_of_gradient, views=Views(layout), ranks=self.ranks, **options)
         self.updates_buffers = layout.network.updates_buffers
         self.tail = 2 + (layout.buffer_size if self.updates_buffers else 0)
         """How many elements of a message come after the gradient."""
