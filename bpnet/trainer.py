@@ -89,6 +89,8 @@ class Trainer(HasState):
     metadata : a dict, what was saved beside the network where the trainer was loaded from a file
     classes : what a classifier's outputs stand for, in their order: text or numbers; assignable, and kept in the file
     step_count : how many training steps have been done
+    rank, ranks : which of the processes that train together this is, from 0 on, and how many there are; 0 and 1 alone
+    communicator : how they communicate, or None
     lr_scale : a factor of the learning rate, 1 at the start; assignable
     step_loss : within `fit`, the loss of the step that callbacks are told of: an array on the device, else None
     stop : set to True by a callback, it ends `fit` after the epoch
