@@ -116,8 +116,14 @@ class Loader:
             self.check_maps()
             yield self.x, self.y, self.weight, rows[start:stop]
 
-    def order(self, seed: int, epoch: int, shuffle: bool | Callable[[int], Any], size: int) -> Any:
-        """The order of the rows in an epoch of batches of `size`: see `row_order`."""
+    def order(
+        self, seed: int, epoch: int, shuffle: bool | Callable[[int], Any], size: int, part: Rows | None = None
+    ) -> Any:
+        """The order of the rows in an epoch of batches of `size`: see `row_order`.
+
+        `part` is (rank, ranks), for data that would rather have an order of this rank's own rows: with `shares`, for
+        each batch how many are its own, the number of the first of them in it, and how many it has.
+        """
         return row_order(seed, epoch, self.count, shuffle)
 
     def sample(self, most: int) -> Iterator[Any]:

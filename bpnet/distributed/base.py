@@ -146,9 +146,14 @@ def failing(ranks: Communicator) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not getattr(error, "on_all_ranks", False):
-            ranks.fail(error)
+        tell(ranks, error)
         raise
+
+
+def tell(ranks: Communicator | None, error: BaseException) -> None:
+    """Tell others of an error that this rank alone raises."""
+    if ranks is not None and not getattr(error, "on_all_ranks", False):
+        ranks.fail(error)
 
 
 # ---- what all ranks do, or none -------------------------------------------------------------------------------------

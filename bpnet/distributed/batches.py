@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpnet.backends.base import Rows
@@ -13,6 +14,10 @@ from bpnet.errors import OptionError, plural
 
 if TYPE_CHECKING:
     from bpnet.engine import Engine
+
+
+READING = 600.0
+"""Seconds that reading a batch may take before a rank counts as one that hangs."""
 
 
 class Cut(NamedTuple):
@@ -77,6 +82,12 @@ class RankedBatches:
         Where only reading tells, they are put in its place one by one.
         """
         self.order = order
+        if hasattr(order, "shares"):
+            ends = [0, *accumulate(rows for rows, *_ in order.shares)]
+            self.cuts = [
+                Cut((end - rows, end), first, size, size // self.ranks.size)
+                for end, (rows, first, size) in zip(ends[1:], order.shares, strict=True)
+            ][: len(self.cuts)]
         if self.data.weight is None or not self.data.foreseen:
             self.totals = [float(cut.size) for cut in self.cuts]
         elif not self.own:
@@ -92,7 +103,10 @@ class RankedBatches:
         with closing(loaded):
             for number, cut in enumerate(self.cuts[first:], first):
                 start, stop = cut.rows
-                batch = next(loaded) if start < stop else (None, None, None, None)
+                batch = (None, None, None, None)
+                if start < stop:
+                    with self.ranks.phase("reading data", READING) if self.data.streams else nullcontext():
+                        batch = next(loaded)
                 if self.data.foreseen:
                     yield *batch, Share(stop - start, cut.first, cut.size, self.step.weight(self.totals[number]))
                     continue

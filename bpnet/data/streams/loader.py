@@ -84,7 +84,7 @@ class StreamLoader(StreamingLoader):
         """Rows of a window for batches of `size`."""
         return self.count if self.kept else max(self.budget // size, 1) * size
 
-    def order(self, seed: int, epoch: int, shuffle: Any, size: int) -> Any:
+    def order(self, seed: int, epoch: int, shuffle: Any, size: int, part: Any = None) -> Any:
         """The order of an epoch: drawn from the seed, or as a function gives it."""
         capacity = self.capacity(size)
         if callable(shuffle) or (shuffle and (self.kept or self.stream.shuffle == "exact")):
