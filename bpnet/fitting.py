@@ -207,7 +207,7 @@ class Training:
         together, whole = 1 if singly else backend.max_steps_per_launch, self.count // self.batch_size
         if whole < together:
             together = max(whole, 1) if self.shuffle else 1  # in their order, few batches are read where they lie
-        if self.order is None and (self.shuffle or together > 1 or self.count < data.count):
+        if self.order is None and (self.shuffle or together > 1 or self.count < data.count or data.lazy):
             self.order = self._order()
         if self.parts is not None:
             self.sizes = self.parts.begin(self.order)
@@ -234,14 +234,10 @@ class Training:
 
     def _order(self) -> Any:
         """That of the rows in an epoch."""
-        data, ranks, seed, epoch = self.data, self.ranks, self.engine.seed, len(self.trainer.history)
-        if ranks.rows == "own":  # all of a rank's rows, in an order of its own
-            return data.order(seed + (ranks.rank << 64), epoch, self.shuffle, self.batch_size)
-        part = None if self.parts is None or ranks.reduction == "ordered" else (ranks.rank, ranks.size)
-        order = data.order(seed, epoch, self.shuffle, self.batch_size, part)
-        if hasattr(order, "shares"):
-            return order
-        return ranks.broadcast(order[: self.count]) if callable(self.shuffle) else order[: self.count]
+        seed, epoch = self.engine.seed, len(self.trainer.history)
+        if self.parts is not None:
+            return self.parts.order_of(seed, epoch, self.shuffle)
+        return self.data.order(seed, epoch, self.shuffle, self.batch_size)[: self.count]
 
     def _advance(self, first: int, together: int) -> Iterator[Array]:
         """Do the steps after so many, `together` by one launch where the backend can: their losses."""

@@ -15,7 +15,7 @@ from bpnet.backends import Array, Backend, definitions
 from bpnet.backends.base import Rows, State, by_halves
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import blocks_of, finished, part_of_gradient
-from bpnet.data.loader import Batch, take_rows
+from bpnet.data.loader import Batch, taken
 from bpnet.distributed.base import Communicator
 from bpnet.errors import OptionError
 from bpnet.layer import Layer, each_array, row_count
@@ -165,14 +165,10 @@ class RankedStep:
 
     def whole_batch(self) -> Batch:
         """The batch of the last step, with the rows of all ranks."""
-        backend, (x, y, weight, rows) = self.backend, self.batch
+        backend, device = self.backend, self.backend.device(self.like)
         host: Any = None
-        device = backend.device(self.like)
-        if x is not None:
-            own: tuple[Any, ...] = x, y, weight
-            if rows is not None:
-                own = take_rows(backend, own, (0, rows.shape[0]), rows)
-            host = [None if a is None else each_array(backend.to_host, a) for a in own]
+        if self.batch[0] is not None:
+            host = [None if a is None else each_array(backend.to_host, a) for a in taken(backend, self.batch)[:3]]
         every = [one for one in self.ranks.all_gather(host) if one is not None]
 
         def joined(arrays: Sequence[Any]) -> Any:
