@@ -88,14 +88,16 @@ class BatchNorm(Layer):
         return (None if dx is None else run.xp.reshape(dx, dy.shape)), {"scale": dscale, "shift": dshift}
 
     def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
-        xhat, mean, var, _, *of_ranks = cache
-        if not run.training or (xhat.shape[0] == 1 and not of_ranks):
+        if not run.training:
             return {}
-        (n,) = of_ranks or [xhat.shape[0]]
-        many = run.xp.maximum(n, 2.0) if of_ranks else n
-        old, new = self.momentum, 1.0 - self.momentum
-        made = {"mean": old * p["mean"] + new * mean, "var": old * p["var"] + new * many / (many - 1) * var}
-        return {name: run.xp.where(n > 1.0, made[name], p[name]) for name in made} if of_ranks else made
+        xhat, mean, var, _, *of_ranks = cache
+        old, new, n = self.momentum, 1.0 - self.momentum, xhat.shape[0]
+        if of_ranks:  # an array, so that it can't be asked whether it is 1
+            n = run.xp.maximum(of_ranks[0], 2.0)
+        elif n == 1:
+            return {}
+        made = {"mean": old * p["mean"] + new * mean, "var": old * p["var"] + new * n / (n - 1) * var}
+        return {name: run.xp.where(of_ranks[0] > 1.0, made[name], p[name]) for name in made} if of_ranks else made
 
 
 @kernel
