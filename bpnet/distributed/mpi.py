@@ -189,6 +189,9 @@ class MPICommunicator(Communicator):
     def beat(self) -> None:
         self.watch.beat()
 
+    def check(self) -> None:
+        self.watch.check()
+
     def fail(self, error: BaseException) -> None:
         self.watch.fail(error)
 
