@@ -172,6 +172,7 @@ class NCCLCommunicator(Communicator):
     def check(self) -> None:
         """Raise RankError where a sum was aborted: what the device gave since is worth nothing."""
         if self.error is not None:
+            self.control.check()  # which then knows that this rank has heard of it
             raise self.error
 
     def fail(self, error: BaseException) -> None:
