@@ -37,7 +37,7 @@ Say = Callable[..., None]
 
 def alone(dtype: str | None = None) -> Any:
     """NCCL with one rank on the current device."""
-    return collectives.NcclSums(1, 0, bytes(collectives.nccl().get_unique_id()), dtype)
+    return collectives.NcclSums(1, 0, collectives.nccl().get_unique_id(), dtype)
 
 
 def sums(say: Say, small: bool) -> None:

@@ -17,6 +17,7 @@ from bench.plan import Case
 from bench.report import MODES, Record, case_name, crossings, kind_of, label, markdown, processor, significant
 from bench.suites import SUITES
 from bench.tables import report as tables
+from bpnet.errors import plural
 
 NOT_RUN = "not run"
 STAGES = {
@@ -207,7 +208,7 @@ def _sums(facts: Facts) -> list[list[str]]:
     rows = rows or [["float32 or bfloat16", *[NOT_RUN] * 4]]
     both = next((f for f in facts if f["what"] == "two ranks" and "apart" in f), None)
     found = f"apart by {both['apart']:.1e} of the way{'' if both['ok'] else ', **too far**'}" if both else NOT_RUN
-    how = f"by {both['how']} on {both['devices']} devices" if both else ""
+    how = f"by {both['how']} on {plural(both['devices'], 'device')}" if both else ""
     return [*rows, ["two ranks", how, found, "", ""]]
 
 

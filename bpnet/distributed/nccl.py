@@ -133,11 +133,11 @@ class NCCLCommunicator(Communicator):
             self.joining = False
         return made
 
-    def _identity(self) -> bytes | None:
+    def _identity(self) -> Any:
         from bpnet.backends.cupy import collectives
 
         nccl = collectives.nccl()
-        return bytes(nccl.get_unique_id()) if self.rank == 0 else None
+        return nccl.get_unique_id() if self.rank == 0 else None
 
     # ---- all else -----------------------------------------------------------------------------------------------
 

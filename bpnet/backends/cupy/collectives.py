@@ -73,7 +73,7 @@ class NcclSums:
     ranks don't all do so, waits for ever.
     """
 
-    def __init__(self, ranks: int, rank: int, identity: bytes, dtype: str | None) -> None:
+    def __init__(self, ranks: int, rank: int, identity: Any, dtype: str | None) -> None:
         """On the current device, by all ranks together; `identity` is one's `nccl().get_unique_id()`."""
         self.nccl, self.dtype, self.device = nccl(), dtype, cupy.cuda.Device()
         self.kept = self.nccl.NcclCommunicator(ranks, identity, rank)
