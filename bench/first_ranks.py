@@ -84,7 +84,7 @@ def step(say: Say, small: bool) -> None:
 
     results = []
     for captures in (False, True):
-        compiled = seam.compile(of, donate=True)
+        compiled: Any = seam.compile(of, donate=True)
         compiled.captures = captures
         state = State((cupy.ones(32, "float32"),), 0)
         with seam.session(device=x.device):
