@@ -45,8 +45,8 @@ def wrong_files(folder, steps):
 
 def test_trainings_of_which_a_rank_ends_at_a_random_moment(soak, tmp_path):
     rng = np.random.default_rng(soak.seed)
-    cases, failures, done, trainings, seen, slowest = soak.count(100, 3), [], 0, 0, {}, 0.0
-    epochs = 20 if not soak.sample else 6
+    cases, failures, done, trainings, seen, slowest = soak.count(100, 1), [], 0, 0, {}, 0.0
+    epochs = soak.count(20, 4)
     wanted = ranked.train(None, None, epochs)
     while done < cases and not failures:
         folder = tmp_path / str(trainings)
@@ -131,8 +131,9 @@ ENDS = {  # what all ranks do: the exit status, and what is said once
 
 def test_errors_of_several_ranks_are_shown_once(soak):
     failures = []
-    for how, (code, text) in ENDS.items():
-        ended = Run(3, others, how, timeout=2.0).end(60.0)
+    with ThreadPoolExecutor(3) as pool:
+        ends = list(pool.map(lambda how: Run(3, others, how, timeout=2.0).end(60.0), ENDS))
+    for (how, (code, text)), ended in zip(ENDS.items(), ends, strict=True):
         if (code is not None and ended.code != code) or (code is None and ended.code == 0) or ended.left:
             failures.append(f"{how}: it ended with {ended.code}, {len(ended.left)} left:\n{ended.err[-2000:]}")
         elif ended.err.count("Traceback") != (code != 0) or (text and not re.search(text, ended.err, re.DOTALL)):
@@ -148,6 +149,8 @@ def test_networks(what, soak):
         pytest.skip(why)
     from support.ranks import mpiexec
 
+    if soak.sample and what == "slow":
+        pytest.skip("not in a sample")
     failures = []
     with network.Network(2) as net:
         net.set(delay=5e-3, rate=12.5e6, loss=0.01)

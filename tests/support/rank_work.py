@@ -28,7 +28,11 @@ def calls(ranks):
     """What each call gives, on three kinds of arrays."""
     backend = bp.backends.backend_of(np.zeros(1))
     rank, size = ranks.rank, ranks.size
-    found = {"rank": (rank, size), "gathered": ranks.all_gather({"rank": rank})}
+    found = {
+        "rank": (rank, size),
+        "local": (ranks.local_rank, ranks.local_size),
+        "gathered": ranks.all_gather({"rank": rank}),
+    }
     found["broadcast"] = ranks.broadcast([rank, "of", size])
     for dtype in ("float32", "float64"):
         vector = (np.arange(1001) + 1000 * rank).astype(dtype)
