@@ -195,6 +195,10 @@ class BusyError(BpnetError, RuntimeError):
     """A trainer is used by one thread while another trains it, or is trained by a callback of its own fit."""
 
 
+class RankError(BpnetError, RuntimeError):
+    """Another process of a distributed training has failed, died or stopped answering; the message names it."""
+
+
 class NotBuiltError(BpnetError, RuntimeError):
     """Parameters are asked for before any data has shown the input's shape."""
 

@@ -94,6 +94,10 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.metrics.ranking": "AveragePrecision RocAuc Spearman",
         "bpnet.metrics.regression": "MAE MAPE R2 RMSE Pinball",
     },
+    "bpnet.distributed": {
+        "bpnet.distributed.mpi": "MPI",
+        "bpnet.distributed.nccl": "NCCL",
+    },
     "bpnet.files": {
         "bpnet.export.c": "to_c",
         "bpnet.export.numpy_source": "to_numpy_source",

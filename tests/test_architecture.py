@@ -119,6 +119,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "divergence": 10,
     "callbacks": 10,
     "locking": 10,
+    "distributed": 10.5,
     "files": 11,
     "sparse": 10,
     "engine": 11,
@@ -424,7 +425,7 @@ def test_every_name_is_found_before_its_module_is_imported():
         listed = {name: module for module, some in names.STRINGS[base.kind].items() for name in some.split()}
         assert listed == found
     assert sorted(names.STRINGS) == ["layer", "loss", "metric", "optimizer"]
-    for package in (bp.metrics, bp.files):
+    for package in (bp.metrics, bp.files, bp.distributed):
         public = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
         declared = {a.name: n.module for n in ast.walk(public) if isinstance(n, ast.ImportFrom) for a in n.names}
         del declared["TYPE_CHECKING"], declared["names"]

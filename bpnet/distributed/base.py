@@ -1,0 +1,143 @@
+"""What ranks say to each other: the processes of one training, each with a part of every batch.
+
+`Trainer(distributed=options)` calls `options.connect()` once, and has all communication done by what that gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from bpnet.backends.base import Array, Backend
+from bpnet.errors import BpnetError, OptionError, shown
+
+T = TypeVar("T")
+
+Combine = Callable[[Sequence[Array]], Array]
+"""The sum of the parts of all ranks, in the order of the ranks, by additions of two that are always the same.
+
+It is elementwise: parts of these vectors may be combined apart, and may be given up.
+"""
+
+
+class Communicator:
+    """The ranks of a training, as one of them sees it: here one rank alone, of which others override everything.
+
+    What all are to call waits for all of them.  Where another rank has failed, each raises RankError within the time
+    limit.  One thread of a rank uses it at a time.
+    """
+
+    rank: int = 0
+    """From 0 on."""
+    size: int = 1
+    """How many ranks there are."""
+    rows: str = "same"
+    """Whether every rank is given the same rows, of which it takes its part, or its "own"."""
+    reduction: str = "fast"
+    """Whether sums are to be the same for any number of ranks, "ordered": see `all_reduce_ordered`."""
+
+    def all_reduce(self, backend: Backend, vector: Array) -> Array:
+        """The sum of the vectors of all ranks, the same bits on every rank; `vector` is given up."""
+        return vector
+
+    def all_reduce_ordered(
+        self, backend: Backend, parts: Sequence[Array], counts: Sequence[int], combine: Combine
+    ) -> Array:
+        """combine(the vectors `parts` of rank 0, those of rank 1, ...), the same bits on every rank.
+
+        All vectors are of one size, and `counts` says how many each rank has.  So a sum over blocks of rows can be made
+        in the order of the blocks, whoever computed them.
+        """
+        return combine(parts)
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """The values of all ranks in their order: small ones, which are pickled."""
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        """That of rank 0, which is pickled."""
+        return value
+
+    def broadcast_array(self, backend: Backend, array: Array) -> Array:
+        """That of rank 0; the others give one of its shape and type."""
+        return array
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others that this rank can't go on, and why: they are to end by a RankError that names it.
+
+        A training calls it once, with the error by which it ends, be it one that all ranks raise: then its text is the
+        same on all of them.
+        """
+
+    def close(self) -> None:
+        """The trainer is no longer needed."""
+
+
+class Options(Protocol):
+    """What `Trainer(distributed=...)` takes: `bp.distributed.MPI(...)`, for one."""
+
+    def connect(self) -> Communicator:
+        """The ranks; called by all of them."""
+
+
+NAMES: dict[str, tuple[str, str]] = {
+    "mpi": ("bpnet.distributed.mpi", "MPI"),
+    "nccl": ("bpnet.distributed.nccl", "NCCL"),
+}
+"""By the name that stands for it: a class of options, with its module."""
+
+
+def check_distributed(value: Any) -> Options | None:
+    """What `distributed` of a trainer means; raises OptionError."""
+    if value is None:
+        return None
+    if isinstance(value, str) and value in NAMES:
+        from importlib import import_module
+
+        module, name = NAMES[value]
+        made: Options = getattr(import_module(module), name)()
+        return made
+    if not callable(getattr(value, "connect", None)) or isinstance(value, type):
+        known = ", ".join(map(repr, NAMES))
+        raise OptionError(
+            f"distributed is {shown(value)}; expected None, {known}, or options such as bp.distributed.MPI(rows='own')"
+        )
+    options: Options = value
+    return options
+
+
+# ---- what all ranks do, or none -------------------------------------------------------------------------------------
+
+
+def agreed(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
+    """function(*args), where it raises on no rank; else on every rank the error of the first on which it does."""
+    result: Any
+    result, error = _tried(function, *args)
+    for found in ranks.all_gather(_sendable(error)):
+        if found is not None:
+            raise found if error is None or str(found) != str(error) else error
+    return result  # type: ignore[no-any-return]
+
+
+def by_first(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
+    """What function(*args) gives on rank 0, which alone calls it, or the error that it raises there; on every rank."""
+    result, error = _tried(function, *args) if ranks.rank == 0 else (None, None)
+    result, found = ranks.broadcast((result, _sendable(error)))
+    if found is not None:
+        raise found if error is None else error
+    return result  # type: ignore[no-any-return]
+
+
+def _tried(function: Callable[..., T], *args: Any) -> tuple[Any, Exception | None]:
+    """What it gives, or raises."""
+    try:
+        return function(*args), None
+    except Exception as error:
+        return None, error
+
+
+def _sendable(error: Exception | None) -> Exception | None:
+    """The error as another process can have it, whatever it holds."""
+    if error is None or isinstance(error, BpnetError):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
