@@ -28,6 +28,11 @@ TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x0001, 0x1000
 MTU = 65000
 """Long packets cost the relay little; they also keep TCP's slow start out of the figures, since it counts packets."""
 SUBNET = "10.77.0"
+SETTINGS = (
+    *("net.ipv4.tcp_rmem=4096 8388608 67108864", "net.ipv4.tcp_wmem=4096 8388608 67108864"),
+    "net.ipv4.tcp_slow_start_after_idle=0",
+)
+"""Windows of TCP that a link's bandwidth times its delay doesn't fill, as on a cluster that was tuned."""
 
 
 def name_of(group: str, host: int) -> str:
@@ -55,6 +60,8 @@ def make_host(group: str, host: int) -> int:
     _ip(*inside, "link", "set", here, "name", "tun0")
     _ip(*inside, "link", "set", "tun0", "mtu", str(MTU), "txqueuelen", "4000")
     _ip(*inside, "addr", "add", f"{address_of(host)}/24", "dev", "tun0")
+    for setting in SETTINGS:
+        subprocess.run(["ip", "netns", "exec", name, "sysctl", "-qw", setting], check=False, capture_output=True)
     _ip(*inside, "link", "set", "lo", "up")
     _ip(*inside, "link", "set", "tun0", "up")
     return device
