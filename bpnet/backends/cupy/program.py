@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy
 from bpnet.backends.cupy import cublaslt, verdicts
 from bpnet.backends.interrupts import uninterrupted
 from bpnet.compiler.commands import (
+    ARENA,
     NUMBERS,
     Address,
     Array,
@@ -137,14 +138,18 @@ class Program:
             return _scatter_add(command, memories)
         if isinstance(command, StridedCopy):
             return [_strided(command, memories)] if command.count else []
-        return [(self._call, command, memories)] if isinstance(command, Call) else self._products(command, memories)
+        if isinstance(command, Call):
+            needed = _memories_of(command)  # others may be freed while a captured step still holds this
+            return [(self._call, command, [m if i in needed else None for i, m in enumerate(memories)])]
+        return self._products(command, memories)
+
+    def by_host(self, call: tuple[Any, ...]) -> bool:
+        """Whether the host does more than to launch it, so that it can't be captured."""
+        return call[0] == self._call and not call[1].captured
 
     def _call(self, command: Call, memories: Memories) -> None:
         """Call what is not compiled, and put what it gives where others read it."""
-        given = [self.values[x.slot] if isinstance(x, Number) else _array(memories, x) for x in command.inputs]
-        made = command.function(*given)
-        for i, out in command.outputs:
-            _array(memories, out)[...] = made[i]
+        command.carry_out(partial(_array, memories), self.values.__getitem__)
 
     def _workspace(self, size: int) -> Any:
         """Memory for a command while it runs, the same for all: they run one after the other."""
@@ -165,13 +170,13 @@ class Program:
         again as they are.
         """
         real = numpy.dtype(command.kernel.dtype)
-        launch = launch_of(command, _width(command, _pointers(command, memories)))
+        launch = launch_of(command, _width(command, memories)[0])
         size = launch.scratch * real.itemsize
         parts = [(command, launch, 0)]
         if launch.partial_rows:
             again = _of_partial_rows(command, launch.partial_rows, len(memories))
-            at = [a.offset for a in again.operands]  # the workspace is aligned
-            adding = launch_of(again, _width(again, at + [0] * len(again.results)))
+            aligned = [*memories, memories[ARENA]]  # as the workspace is
+            adding = launch_of(again, _width(again, aligned)[0])
             parts.append((again, adding, size))
             size += adding.scratch * real.itemsize
         self.needed = max(self.needed, size)
@@ -200,7 +205,7 @@ class Program:
         """How a kernel is written for arrays where they lie, and what it is given."""
         arrays = _pointers(command, memories)
         indirect = frozenset(i for i, address in enumerate(command.results) if address.memory == self.loss)
-        keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
+        masks = tuple(tuple(not isinstance(part, int) for part in mask.parts) for mask in command.masks)
         disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
         real = numpy.dtype(command.kernel.dtype)
         numbers = memories[NUMBERS].ptr if NUMBERS in _memories_of(command) else 0
@@ -210,8 +215,9 @@ class Program:
         ]  # fmt: skip
         for mask in command.masks:
             arguments += [numpy.uint32(mask.threshold), real.type(2**32 / mask.threshold)]
-            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.key]
-        return emit.Variant(_width(command, arrays), indirect, keys, spread, disjoint), tuple(arguments)
+            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.parts]
+        width, unaligned = _width(command, memories)
+        return emit.Variant(width, indirect, masks, spread, disjoint, unaligned), tuple(arguments)
 
     # ---- products -----------------------------------------------------------------------------------------------
 
@@ -269,7 +275,9 @@ def _memories_of(command: Command) -> tuple[int, ...]:
     """The memories that a command reads or writes."""
     found = {span.memory for span in (*spans_read(command), *spans_written(command))}
     for part in command.parts if isinstance(command, Together) else (command,):
-        if isinstance(part, Fused) and (part.numbers or any(isinstance(k, Number) for m in part.masks for k in m.key)):
+        if isinstance(part, Fused) and (
+            part.numbers or any(isinstance(k, Number) for m in part.masks for k in m.parts)
+        ):
             found.add(NUMBERS)
     return tuple(sorted(found))
 
@@ -285,15 +293,24 @@ def _by_cupy(command: Product, memories: Memories) -> None:
         cupy.matmul(a, b, out=out)
 
 
-def _width(command: Fused, arrays: Sequence[int]) -> int:
-    """How many elements a thread takes at a time: 16 bytes where arrays lie so, else one."""
+def _width(command: Fused, memories: Memories) -> tuple[int, frozenset[int]]:
+    """How many elements a thread takes at a time, 16 bytes or one, and which operands it must then read one by one.
+
+    Where the number of elements decides how sums are added up, it is to be the same wherever the arrays lie that a
+    call is given, as batches do.  So it depends on where in its memory each is, as if all memories were aligned.
+    """
     kernel = command.kernel
     width = width_of(kernel)
     layouts = *(layout for layout, _ in kernel.operands), *map(result_layout, kernel.results)
-    aligned = not any(at % 16 for at, layout in zip(arrays, layouts, strict=True) if layout in ("full", "window"))
+    wide = [layout in ("full", "window") for layout in layouts]
+    places = *command.operands, *command.results
     fits = command.columns % width == 0 or (command.rows == 1 and not kernel.reduces_columns)
     fits = fits and not any(stride % width for stride in command.strides)
-    return width if fits and aligned else 1
+    fits = fits and not any(place.offset % 16 for place, w in zip(places, wide, strict=True) if w)
+    loose = [i for i, place in enumerate(places) if wide[i] and memories[place.memory].ptr % 16] if fits else []
+    if not fits or (loose and loose[-1] >= len(command.operands)):
+        return 1, frozenset()
+    return width, frozenset(loose)
 
 
 def _of_partial_rows(command: Fused, rows: int, workspace: int) -> Fused:
