@@ -137,9 +137,9 @@ def trainings(plan: Plan, say: Say, keep: Callable[[Record], None]) -> None:
 
 def run(plan: Plan, counts: list[int], say: Say, keep: Callable[[Record], None]) -> None:
     """All of it; what can't be measured here is said, and the rest goes on."""
-    for part in (lambda: shared_memory(plan, counts, say, keep), lambda: all_reduces(plan, say, keep)):
-        part()
-    try:
-        trainings(plan, say, keep)
-    except Failed as reason:
-        say(f"no training over slow links: {reason}")
+    shared_memory(plan, counts, say, keep)
+    for what, measured in (("all-reduces", all_reduces), ("training", trainings)):
+        try:
+            measured(plan, say, keep)
+        except Failed as reason:
+            say(f"no {what} over slow links: {reason}")

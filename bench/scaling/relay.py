@@ -1,4 +1,4 @@
-"""A network whose delay, bandwidth and loss are chosen: namespaces joined by a relay, ``python -m bench.scaling.relay``.
+"""A network of chosen delay, bandwidth and loss: namespaces joined by a relay, ``python -m bench.scaling.relay``.
 
 Linux only, as root.  Each of n hosts is a network namespace with one TUN device, `tun0`, of the address 10.77.0.i.  The
 relay reads packets from all devices and writes each to the device of its destination when its time has come: as on a
