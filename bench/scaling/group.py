@@ -60,7 +60,8 @@ class Group:
         options: dict[str, Any] = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "stderr": self.errors}
         options |= {"stdout": self.errors, "start_new_session": True}
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.streams: list[Any] = []
+        self.connections: list[socket.socket] = []
+        self.streams: list[Any] = []  # of these
         with socket.socket(socket.AF_UNIX) as door:
             door.bind(place)
             door.listen(ranks)
@@ -87,6 +88,7 @@ class Group:
                     raise Failed(f"{self.name} did not start: {self.last_words()}") from None
                 continue
             connection.settimeout(self.patience)
+            self.connections.append(connection)
             self.streams.append(connection.makefile("rw", encoding="utf-8"))
 
     def last_words(self) -> str:
@@ -114,9 +116,9 @@ class Group:
         return sorted(answers, key=lambda answer: int(answer.get("rank", 0)))
 
     def close(self) -> None:
-        for stream in self.streams:
+        for either in (*self.streams, *self.connections):
             with suppress(OSError):
-                stream.close()
+                either.close()
         for process in self.processes:
             try:
                 process.wait(5)

@@ -93,6 +93,8 @@ def all_reduces(plan: Plan, say: Say, keep: Callable[[Record], None]) -> None:
                     group.ask("run", size=max(plan.sizes), count=1, yields=True)  # connects
                     for delay, rate in plan.links:
                         net.set(delay, rate)
+                        # TCP learns how long an answer takes now; until then it sends again what is on its way
+                        group.ask("run", size=min(plan.sizes), count=3, yields=True)
                         for size in plan.sizes:
                             before, seconds = net.sent(0), []
                             for _ in range(plan.rounds):

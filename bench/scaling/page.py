@@ -132,14 +132,16 @@ CASES = (
 
 
 def predictions(spread: float) -> list[list[str]]:
-    rows = [["network, batch", "parameters", *(f"{n:,} GPUs" for n in SHOWN), "all-reduce at 1,024"]]
+    rows = [["network, batch", "parameters", *(f"{n:,} GPUs" for n in SHOWN), "all-reduce at 1,024", "of two levels"]]
     cluster = gpus.Cluster()
     for key, batch, weak in CASES:
         found = gpus.band(cluster, key, batch, list(SHOWN), weak, spread)
-        seconds, how = cluster.nccl(SHOWN[-1], 4.0 * WORKLOADS[key].parameter_count())
+        size = 4.0 * WORKLOADS[key].parameter_count()
+        seconds, how = cluster.nccl(SHOWN[-1], size)
         name = f"({key}) {'weak' if weak else 'strong'}, {batch:,}{' a GPU' if weak else ''}"
         cells = [f"{typical:.2f} ({low:.2f} .. {high:.2f})" for typical, low, high in found]
         rows.append([name, f"{WORKLOADS[key].parameter_count():,}", *cells, f"{1e3 * seconds:.2f} ms ({how})"])
+        rows[-1].append(f"{1e3 * cluster.two_level(SHOWN[-1], size):.2f} ms")
     return rows
 
 
@@ -170,7 +172,7 @@ def draw(path: Path, spread: float) -> None:
         ),
         (
             "weak, (g), 2,048 rows a GPU: cards of 400 Gb/s in a node of 8",
-            [(f"{nics} cards", gpus.Cluster(nics=nics), "g", 2048, True) for nics in (8, 4, 1)],
+            [(f"{nics} card{'s' * (nics > 1)}", gpus.Cluster(nics=nics), "g", 2048, True) for nics in (8, 4, 1)],
         ),
         (
             "strong, (g): rows of all GPUs together",
