@@ -37,6 +37,8 @@ class Communicator:
     """Whether every rank is given the same rows, of which it takes its part, or its "own"."""
     reduction: str = "fast"
     """Whether sums are to be the same for any number of ranks, "ordered": see `all_reduce_ordered`."""
+    captured: bool = False
+    """Whether all that `all_reduce` does is to launch work on the device of the vector, so that it can be captured."""
 
     @property
     def alone(self) -> bool:
@@ -82,6 +84,12 @@ class Communicator:
 
     def beat(self) -> None:
         """This rank goes on, though it has not met the others for a while.  It costs next to nothing."""
+
+    def check(self) -> None:
+        """Raise RankError where another rank is known to have failed: sums on a device may be worth nothing since.
+
+        It costs next to nothing: before a step is launched, and after the host has waited for a device.
+        """
 
     def fail(self, error: BaseException) -> None:
         """Tell the others that this rank can't go on, and why: they are to end by a RankError that names it.
