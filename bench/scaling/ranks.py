@@ -32,7 +32,7 @@ CHECKED_ROWS = 256
 
 @dataclass(frozen=True)
 class Contender:
-    """So many processes, each of so many threads: `ranks` 1 is one process without MPI."""
+    """So many processes, each of so many threads; those called ranks are MPI's, even a single one."""
 
     name: str
     label: str
@@ -47,7 +47,7 @@ class Contender:
     def group(self, workload: str, batch: int, folder: Path) -> Group:
         order = {"kind": self.kind, "name": self.name, "workload": workload, "batch": batch, "folder": str(folder)}
         order |= {"threads": self.threads, "cores": available_cores()[: self.cores]}
-        if self.kind == "fit" and self.ranks > 1:
+        if self.name.startswith("ranks"):
             program = mpiexec()
             if program is None:
                 raise Failed(f"{self.name}: there is no mpiexec: pip install mpi4py mpich")
@@ -56,12 +56,15 @@ class Contender:
 
 
 def contenders(counts: list[int]) -> list[Contender]:
-    """One process with a thread; and for each number of cores ranks and threads of bpnet and of PyTorch."""
+    """One process with a thread; and for each number of cores ranks and threads of bpnet and of PyTorch.
+
+    One rank is what the steps cost that ranks take, without anybody to wait for.
+    """
     found = [Contender("threads@1", "bpnet, 1 thread", "fit", 1, 1)]
     for n in counts:
+        found.append(Contender(f"ranks@{n}", f"bpnet, {n} rank{'s' * (n > 1)}", "fit", n, 1))
         if n > 1:
             found += [
-                Contender(f"ranks@{n}", f"bpnet, {n} ranks", "fit", n, 1),
                 Contender(f"threads@{n}", f"bpnet, {n} threads", "fit", 1, n),
                 Contender(f"ddp@{n}", f"PyTorch DDP over gloo, {n} ranks", "ddp", n, 1),
                 Contender(f"torch@{n}", f"PyTorch, {n} threads", "ddp", 1, n),
@@ -174,7 +177,7 @@ def _record(kind: str, workload: str, batch: int, rows: int, found: dict[str, li
     for name, answers in found.items():
         seconds = [answer["seconds"] for answer in answers]
         n = _cores(name)
-        # in a weak case the steps of an epoch are as many for everyone
+        # in a weak case the steps of an epoch are as many for everyone, since `rows` are a rank's
         steps = -(-rows // batch)
         line: Record = {"cores": n, "seconds": seconds, "step_ms": spread([1e3 * s / steps for s in seconds])}
         if "communication" in answers[0]:

@@ -83,7 +83,7 @@ def of_ranks(records: list[Record]) -> Rows:
                     ranged(line["efficiency"]),
                     *(ranged(ratios.get(f"{who}@{count}")) for who in ("threads", "ddp", "torch")),
                     f"{share['median']:.0%}" if share else "",
-                    f"{line['bytes'] / line['least_bytes']:.3f}" if "bytes" in line else "",
+                    f"{line['bytes'] / line['least_bytes']:.3f}" if line.get("least_bytes") else "",
                 ]
             )
     return rows
