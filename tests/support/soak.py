@@ -30,6 +30,7 @@ FAULTS = {
     "divergence": "divergence, and NaN planted in a layer",
     "interrupt": "Ctrl-C at any moment",
     "memory": "a batch that needs more memory than there is (RLIMIT_AS), and again by the parts that the error names",
+    "streams": "streams: 20 GB within 1 GB of memory (RLIMIT_AS), and files cut or written to while they are read",
     "growth": "memory over 1,000 epochs, and over 1,000 batch sizes",
     "threads": "threads, several fits at once, fork, spawn, loky, exit",
     "processes": "20 processes, 10 hash seeds",

@@ -66,6 +66,12 @@ class Stream:
     def __repr__(self) -> str:
         return f"<Stream of {self.count:,} rows of {self.source.name}>"
 
+    def head(self, rows: int) -> Sequence[Any]:
+        """The first rows of each field, at most so many."""
+        found = self.source.read(0, min(rows, self.count))
+        self.source.release()
+        return found
+
     def arranged(self, arrays: Sequence[Any]) -> dict[str, Any]:
         """Arrays of the source as x, y and sample_weight, as if a user had passed them."""
         inputs = len(arrays) - self.has_y - self.has_weight
