@@ -34,6 +34,7 @@ FAULTS = {
     "ranks with a gpu": "one of several ranks with a GPU each is lost (substitutes for GPUs and NCCL)",
     "threads": "threads, several fits at once, fork, spawn, loky, exit",
     "processes": "20 processes, 10 hash seeds",
+    "ranks": "ranks that are killed, stopped, hang or fail; a network that is slow, loses packets or is gone",
 }
 """Rows of the table in their order; a row of another name comes after these, under that name."""
 
