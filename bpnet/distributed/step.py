@@ -17,7 +17,7 @@ from bpnet.backends.interrupts import current
 from bpnet.backpropagation import blocks_of, finished, part_of_gradient
 from bpnet.data.loader import Batch, taken
 from bpnet.distributed.base import Communicator
-from bpnet.errors import OptionError
+from bpnet.errors import OptionError, plural
 from bpnet.layer import Layer, each_array, row_count
 from bpnet.layout import GradBuffer, Layout
 from bpnet.registry import parts_of
@@ -219,6 +219,25 @@ class RankedStep:
         self.backend.advance(self.local, self.message, args, 0)
         message: Array = self.message.now[0][0]
         return message
+
+    def explain(
+        self, explain: Callable[..., str], batch: Batch, carry: Carry, hyperparameters: Any, number: Any
+    ) -> str:
+        """What a step on that batch does, by `explain(function, args)` of what is compiled."""
+        theta, buffers, _ = carry
+        batch, share = self._own(batch)
+        message = self._zeros(theta)
+        args = theta, buffers, *batch, *self._arguments(number, share)
+        rest = carry, message, number, share.total, hyperparameters
+        ranks, numbers = plural(self.ranks.size, "rank"), plural(message.shape[0], "number")
+        return "\n\n".join(
+            (
+                f"this rank has {plural(share.rows, 'row')} of {share.size}",
+                explain(self.local, ((message,), *args) if self.reuses else args),
+                f"then the sum over {ranks} of {numbers}: the gradient, the loss, and what else all are to know",
+                explain(self.update, rest) if self.optimizer.traceable else f"not compiled: {self.optimizer}",
+            )
+        )
 
     # ---- what is compiled ---------------------------------------------------------------------------------------
 
