@@ -79,7 +79,7 @@ class RankedStep:
         self.grad_buffers: list[GradBuffer] | None = [] if self.reuses else None
         local = self._reusing if self.reuses else self._fresh
         self.local = backend.compile(local, donate=self.reuses, choice=engine.compile)
-        self.update: Callable[..., tuple[Carry, Array]] = partial(self._update, backend)
+        self.update: Callable[..., tuple[Carry, Array]] = partial(self._update, backend, again=self._ask)
         self.move: Callable[..., Any] = partial(Backend.advance, backend)
         if optimizer.traceable:
             self.update = backend.compile(self._update, donate=True, choice=engine.compile)
@@ -120,14 +120,18 @@ class RankedStep:
         self._watch(message)
         rest = message, number, share.total, hyperparameters
         if current.reference:
-            carry, value = self._update(definitions(self.backend), state.now[0], *rest)
+            carry, value = self._update(definitions(self.backend), state.now[0], *rest, self._ask)
             state.now = carry, count
             return value
         try:
             return self.move(self.update, state, rest, count)
         except _AsksAgainError:
-            self.update, self.move = partial(self._update, self.backend), partial(Backend.advance, self.backend)
+            self.update = partial(self._update, self.backend, again=self._ask)
+            self.move = partial(Backend.advance, self.backend)
             return self.move(self.update, state, rest, count)
+
+    def _ask(self, theta: Array) -> Array:
+        return self.again(theta)
 
     def _arguments(self, number: Any, share: Share) -> tuple[Any, ...]:
         """What `_fresh` is given after the batch."""
