@@ -54,7 +54,7 @@ class MPICommunicator(Communicator):
 
     # ---- what all call ------------------------------------------------------------------------------------------
 
-    def all_reduce(self, backend: Backend, vector: Array) -> Array:
+    def all_reduce(self, backend: Backend, vector: Array, tail: int = 0) -> Array:
         if self.size == 1:
             return vector
         begun = perf_counter()

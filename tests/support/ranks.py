@@ -182,7 +182,7 @@ class ThreadCommunicator(Communicator):
             rank, reason = self.meeting.failure or (-1, "a rank did not come")
             raise RankError(f"rank {rank} failed: {reason}") from None
 
-    def all_reduce(self, backend: Any, vector: Any) -> Any:
+    def all_reduce(self, backend: Any, vector: Any, tail: int = 0) -> Any:
         total, *others = self.all_gather(backend.copy(vector))  # nobody writes to what others read
         for other in others:
             total = total + other
