@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,11 @@ def test_a_page_prints_what_it_says(page: str) -> None:
     path = pages.HERE / page
     if missing := pages.missing(path):
         pytest.skip(f"{', '.join(missing)} is not installed")
-    pages.run(path)
+    try:
+        pages.run(path)
+    finally:
+        if "ray" in sys.modules:  # whose processes are not to outlive a page that failed
+            sys.modules["ray"].shutdown()
 
 
 def page_of(folder: Path, text: str) -> Path:
