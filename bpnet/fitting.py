@@ -141,7 +141,7 @@ class Training:
         together, whole = 1 if singly else backend.max_steps_per_launch, self.count // self.batch_size
         if whole < together:
             together = max(whole, 1) if self.shuffle else 1  # in their order, few batches are read where they lie
-        if self.order is None and (self.shuffle or together > 1 or self.count < data.count):
+        if self.order is None and (self.shuffle or together > 1 or self.count < data.count or data.lazy):
             order = data.order(engine.seed, len(trainer.history), self.shuffle, self.batch_size)
             self.order = order[: self.count]
         pending: list[Array] = []

@@ -78,6 +78,9 @@ class Loader:
     """The rows of x, y and weight, arrays of one library on one device, batch by batch."""
 
     streams = False
+    """Whether batches are copied from the host."""
+    lazy = False
+    """Whether an order is drawn as batches are taken."""
 
     def __init__(
         self,

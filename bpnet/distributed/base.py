@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 from bpnet.backends.base import Array, Backend
@@ -37,6 +37,8 @@ class Communicator:
     """Whether every rank is given the same rows, of which it takes its part, or its "own"."""
     reduction: str = "fast"
     """Whether sums are to be the same for any number of ranks, "ordered": see `all_reduce_ordered`."""
+    captured: bool = False
+    """Whether all that `all_reduce` does is to launch work on the device of the vector, so that it can be captured."""
 
     @property
     def alone(self) -> bool:
@@ -71,6 +73,23 @@ class Communicator:
     def broadcast_array(self, backend: Backend, array: Array) -> Array:
         """That of rank 0; the others give one of its shape and type."""
         return array
+
+    def phase(self, what: str, limit: float | None = None) -> AbstractContextManager[None]:
+        """While this rank does what `what` says: in so many seconds it is to meet the others again, or `beat`.
+
+        Otherwise it counts as one that hangs, as soon as others wait for it.  None: four fifths of the time limit.  The
+        innermost of nested phases counts; outside of all of them a rank may take as long as it likes.
+        """
+        return nullcontext()
+
+    def beat(self) -> None:
+        """This rank goes on, though it has not met the others for a while.  It costs next to nothing."""
+
+    def check(self) -> None:
+        """Raise RankError where another rank is known to have failed: sums on a device may be worth nothing since.
+
+        It costs next to nothing: before a step is launched, and after the host has waited for a device.
+        """
 
     def fail(self, error: BaseException) -> None:
         """Tell the others that this rank can't go on, and why: they are to end by a RankError that names it.
