@@ -128,7 +128,7 @@ def test_options_are_checked():
         bp.distributed.MPI(rows="some")
     with pytest.raises(OptionError, match="reduction is 'slow'"):
         bp.distributed.MPI(reduction="slow")
-    with pytest.raises(OptionError, match="timeout is 0.5"):
+    with pytest.raises(OptionError, match=r"timeout is 0\.5"):
         bp.distributed.MPI(timeout=0.5)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import Array
-from bpnet.data.loader import Batch, Loader, Selected, StreamingLoader, row_order
+from bpnet.data.loader import Batch, Loader, Selected, Size, StreamingLoader, row_order
 from bpnet.data.memory import bytes_per_row
 from bpnet.data.streams.conversion import Conversion
 from bpnet.data.streams.order import Listed, Order, Shuffled, Window, cuts_of, part_of
@@ -74,10 +74,10 @@ class StreamLoader(StreamingLoader):
         given: dict[str, Any] = {"seed": seed, "epoch": epoch, "lanes": lanes, "mine": mine}
         return Shuffled(cuts, together, whole=whole, borders=stream.blocks(self.reader.row_bytes), **given)
 
-    def _as_order(self, order: Any, size: int) -> Order:
+    def _as_order(self, order: Any, size: Size) -> Order:
         if isinstance(order, Order):
             return order
-        together = max(1, self.budget // (size if isinstance(size, int) else int(np.diff(size).max())))
+        together = max(1, self.budget // (size if isinstance(size, int) else int(np.diff(np.asarray(size)).max())))
         if order is None:
             return Order(cuts_of(self.count, size), together)
         cuts = cuts_of(len(order), size)
@@ -108,7 +108,7 @@ class StreamLoader(StreamingLoader):
         batches = [(i, offset + cuts[i], offset + cuts[i + 1]) for i in range(order.first, order.stop)]
         yield Window([], order.numbers.astype(np.int32) if isinstance(order, Listed) else None, batches), slot
 
-    def selected(self, size: int, order: Any) -> Iterator[Selected]:
+    def selected(self, size: Size, order: Any) -> Iterator[Selected]:
         """The batches that have rows; what they weigh is noted."""
         skipped, self.missing, self.weights = 0, [], {}
         ordered = self._as_order(order, size)
@@ -138,7 +138,7 @@ class StreamLoader(StreamingLoader):
             text = f"{plural(skipped, 'row')} of {self.source.name} could not be used and were left out"
             warnings.warn(text, BpnetWarning, stacklevel=users_line())
 
-    def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
+    def batches(self, size: Size, order: Any = None) -> Iterator[Batch]:
         size = self.largest_batch() if size is None else size
         if self.backend is not self.host:
             yield from super().batches(size, order)
@@ -157,11 +157,11 @@ class StreamLoader(StreamingLoader):
     # ---- how many rows, and what they weigh ---------------------------------------------------------------------
 
     @property
-    def told(self) -> bool:
+    def told(self) -> bool:  # type: ignore[override]
         """Whether the number of rows says what they weigh."""
         return self.weight is None and self.stream.bad_rows == "error"
 
-    def sizes(self, size: int, order: Any = None) -> list[float]:
+    def sizes(self, size: Size, order: Any = None) -> list[float]:
         ordered = self._as_order(order, size)
         if self.told:
             return list(np.diff(ordered.cuts[ordered.first : ordered.stop + 1]).tolist())
