@@ -263,10 +263,10 @@ def test_options_of_bpnet(case: str, tmp_path: Any) -> None:
 
 
 def test_the_strong_preset() -> None:
-    strong = bp.MLPRegressor(preset="strong", max_iter=30, random_state=0, early_stopping=True).fit(100.0 * X, NUMBERS)
+    strong = bp.MLPRegressor(preset="strong", max_iter=60, random_state=0, early_stopping=True).fit(100.0 * X, NUMBERS)
     plain = bp.MLPRegressor(max_iter=30, random_state=0).fit(100.0 * X, NUMBERS)
     assert strong.score(100.0 * X, NUMBERS) > max(0.8, plain.score(100.0 * X, NUMBERS))
-    assert strong.n_iter_ == 30
+    assert strong.n_iter_ == 60
     labels = bp.MLPClassifier(preset="strong", max_iter=10, random_state=0, ensemble=2).fit(X, TWO)
     assert labels.score(X, TWO) > 0.8
 
