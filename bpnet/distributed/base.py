@@ -33,6 +33,10 @@ class Communicator:
     """From 0 on."""
     size: int = 1
     """How many ranks there are."""
+    local_rank: int = 0
+    """From 0 on, among those of this host."""
+    local_size: int = 1
+    """How many ranks this host has, which share its processors."""
     rows: str = "same"
     """Whether every rank is given the same rows, of which it takes its part, or its "own"."""
     reduction: str = "fast"

@@ -20,7 +20,7 @@ from bpnet.distributed.base import Combine, Communicator
 from bpnet.distributed.devices import is_cuda_aware
 from bpnet.distributed.verdict import PATIENCE
 from bpnet.distributed.watch import Watch, connecting
-from bpnet.errors import ArgumentError, BpnetWarning, MissingExtraError, OptionError, kind_of
+from bpnet.errors import ArgumentError, BpnetWarning, MissingExtraError, MissingPackageError, OptionError, kind_of
 from bpnet.options import choice, flag, number
 
 CALLS = "all_reduce", "all_gather", "broadcast"
@@ -67,8 +67,7 @@ class MPI:
         if find_spec("mpi4py") is None:
             raise MissingExtraError("distributed='mpi'", "mpi4py", "mpi")
         with connecting(self.timeout):
-            from mpi4py import MPI as mpi
-
+            mpi = _library()
             if mpi.Is_finalized() or not mpi.Is_initialized():
                 raise OptionError("distributed is MPI, which is not initialized, or already finalized, in this process")
             if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
@@ -83,6 +82,15 @@ class MPI:
         if watch.rank:  # what warns of one warns of all
             warnings.simplefilter("ignore", BpnetWarning)
         return MPICommunicator(watch, self.rows, self.reduction, self.cuda_aware)
+
+
+def _library() -> Any:
+    """The module of mpi4py, which begins MPI."""
+    try:
+        from mpi4py import MPI as mpi
+    except (ImportError, RuntimeError) as error:  # mpi4py is there, but no MPI that it could load
+        raise MissingPackageError("distributed='mpi'", "mpich") from error
+    return mpi
 
 
 def _watch(mpi: Any, comm: Any, timeout: float) -> Watch:
@@ -110,6 +118,7 @@ class MPICommunicator(Communicator):
     def __init__(self, watch: Watch, rows: str, reduction: str, cuda_aware: bool | None = None) -> None:
         self.watch, self.mpi, self.comm = watch, watch.mpi, watch.comm
         self.rank, self.size = watch.rank, watch.size
+        self.local_rank, self.local_size = watch.local_rank, watch.local_size
         self.rows, self.reduction, self.cuda_aware = rows, reduction, cuda_aware
         self.bytes_sent = 0
         """Bytes of vectors that this rank has sent; where MPI itself adds up, the fewest that this can be done with."""
@@ -188,6 +197,9 @@ class MPICommunicator(Communicator):
 
     def beat(self) -> None:
         self.watch.beat()
+
+    def check(self) -> None:
+        self.watch.check()
 
     def fail(self, error: BaseException) -> None:
         self.watch.fail(error)

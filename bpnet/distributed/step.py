@@ -16,8 +16,8 @@ from bpnet.backends.base import Rows, State, by_halves
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import blocks_of, finished, part_of_gradient
 from bpnet.data.loader import Batch, taken
-from bpnet.distributed.base import Communicator
-from bpnet.errors import OptionError
+from bpnet.distributed.base import Communicator, on_all_ranks
+from bpnet.errors import OptionError, plural
 from bpnet.layer import Layer, each_array, row_count
 from bpnet.layout import GradBuffer, Layout
 from bpnet.registry import parts_of
@@ -67,7 +67,7 @@ class RankedStep:
         )
         names = "loss", "seed", "precision", "micro_batch"
         options |= {name: getattr(engine, name) for name in names}
-        self.gradient: Callable[..., Any] = partial(part_of_gradient, views=Views(layout), **options)
+        self.gradient: Callable[..., Any] = partial(part_of_gradient, views=Views(layout), ranks=self.ranks, **options)
         self.updates_buffers = layout.network.updates_buffers
         self.tail = 2 + (layout.buffer_size if self.updates_buffers else 0)
         """How many elements of a message come after the gradient."""
@@ -138,9 +138,21 @@ class RankedStep:
         size, total = self.size_of(batch)
         if self.ranks.rows == "own":
             sizes, totals = zip(*self.ranks.all_gather((size, total)), strict=True)
+            self.check_rows(min(sizes), sum(sizes))
             return batch, Share(size, sum(sizes[: self.ranks.rank]), sum(sizes), self.weight(sum(totals)))
+        self.check_rows(size // self.ranks.size, size)
         start, stop = self.part(size)
         return some_rows(batch, start, stop), Share(stop - start, start, size, self.weight(total))
+
+    def check_rows(self, least: int, size: int) -> None:
+        """Raise OptionError where a rank has no rows of a batch of that size, and a layer needs some of each."""
+        if self.layout.network.communicates and not least:
+            raise on_all_ranks(
+                OptionError(
+                    "a layer of the network, such as a synchronised BatchNorm, needs rows of every rank in each batch, "
+                    f"but one has {plural(size, 'row')}: pass drop_last=True, or take another batch_size"
+                )
+            )
 
     def size_of(self, batch: Batch) -> tuple[int, float]:
         """How many rows it has, and their weight."""

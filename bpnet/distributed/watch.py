@@ -53,6 +53,8 @@ class Watch:
         self.size: int = self.comm.size
         self.processes = [(host, number) for host, number, _ in known]
         self.names = [f"rank {rank} (host {host}, process {number})" for rank, (host, number, _) in enumerate(known)]
+        beside = [rank for rank, (host, *_) in enumerate(known) if host == known[self.rank][0]]
+        self.local_rank, self.local_size = beside.index(self.rank), len(beside)
         self.beside = [machine == known[self.rank][2] for *_, machine in known]
         """Which ranks are of this machine, where their processes can be looked up."""
         self.main = threading.get_ident()
@@ -345,6 +347,7 @@ class Watch:
         """The program ends by an error that nobody has caught."""
         shown = self.speaks(error)
         if shown:
+            sys.stderr = sys.__stderr__ or sys.stderr  # whoever else was kept silent
             PREVIOUS(type(error), error, error.__traceback__)
         if getattr(error, "on_all_ranks", False):
             return  # all end alike
@@ -420,7 +423,7 @@ def connecting(timeout: float) -> Iterator[None]:
 
 def _say(text: str) -> None:
     with suppress(OSError, ValueError, AttributeError):
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=sys.__stderr__ or sys.stderr, flush=True)  # whoever else is kept silent
 
 
 def _machine() -> str:
