@@ -21,6 +21,7 @@ import pytest
 from support import substitute
 from support.ranks import ThreadCommunicator, threads
 from support.world import Spent, World
+from test_graph import NETS, data
 
 import bpnet as bp
 from bpnet.backends.base import State
@@ -169,6 +170,40 @@ def test_a_captured_step_has_the_sum_in_its_graph_and_the_host_waits_for_nothing
     for _ in range(6):
         w = w - 0.01 * sum(x[r].T.astype("float64") @ (x[r] @ w) for r in range(2))
     np.testing.assert_allclose(captured[0][0], w, rtol=1e-5 if dtype is None else 0.05)
+
+
+class Given:
+    """A communicator as a trainer's options."""
+
+    def __init__(self, ranks: Any) -> None:
+        self.ranks = ranks
+
+    def connect(self) -> Any:
+        return self.ranks
+
+
+def fitted(distributed: Any, array: Any) -> Any:
+    """A trainer after three epochs of two steps."""
+    x, y = map(array, data(30, "float64"))
+    trainer = bp.Trainer(NETS["plain"], "cross_entropy", bp.SGD(0.1), clip_norm=0.5, distributed=distributed)
+    trainer.fit(x, y, epochs=3, batch_size=15, progress=False)
+    return trainer
+
+
+def test_ranks_train_as_one_process_does_and_their_steps_are_graphs(gpus: World) -> None:
+    """To 1e-12, with the same bits on all ranks."""
+    expected = fitted(None, np.asarray)
+
+    def work(ranks: Any) -> Any:
+        trainer = fitted(Given(ranks), gpus.cupy.asarray)
+        return trainer.theta.get(), trainer.history["loss"]
+
+    found = on_gpus(2, work)
+    assert gpus.counts["node: all-reduce"] == 2
+    for theta, losses in found:
+        np.testing.assert_array_equal(theta, found[0][0])
+        np.testing.assert_allclose(theta, expected.theta, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(losses, expected.history["loss"], rtol=1e-12)
 
 
 def test_a_step_whose_sum_is_the_hosts_business_is_captured_in_two_parts(gpus: World) -> None:
