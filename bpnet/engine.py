@@ -336,6 +336,8 @@ class Engine:
         with self.session(data.count):
             plain = self.compile is False or current.reference
             explain = partial(Backend.explain, self.backend) if plain else self.backend.explain
+            if self.ranked is not None:
+                return Text(self.ranked.explain(explain, batch, self.carry, hyperparameters, number))
             text = explain(function, args) if self.sparse is None else self.sparse.explain(explain, function, args)
         takes, (x, *others) = self.layout.network.takes, batch
         given += (

@@ -20,9 +20,19 @@ from bpnet.distributed.base import Combine, Communicator
 from bpnet.distributed.devices import is_cuda_aware
 from bpnet.distributed.verdict import PATIENCE
 from bpnet.distributed.watch import Watch, connecting
-from bpnet.errors import ArgumentError, BpnetWarning, MissingExtraError, MissingPackageError, OptionError, kind_of
+from bpnet.errors import (
+    ArgumentError,
+    BpnetWarning,
+    MissingExtraError,
+    MissingPackageError,
+    OptionError,
+    kind_of,
+    plural,
+)
 from bpnet.options import choice, flag, number
 
+MOST_NAMED = 16
+"""Ranks whose process numbers still fit on a line or two."""
 CALLS = "all_reduce", "all_gather", "broadcast"
 
 
@@ -189,6 +199,15 @@ class MPICommunicator(Communicator):
         with self._together("broadcast", own.nbytes):
             self.comm.Bcast(own)
         return self._given_back(backend, own, array)
+
+    def describe(self) -> str:
+        hosts: dict[str, list[str]] = {}
+        for host, process in self.watch.processes:
+            hosts.setdefault(host, []).append(str(process))
+        ranks = super().describe()
+        if self.size > MOST_NAMED:
+            return f"{ranks} on {plural(len(hosts), 'host')}"
+        return f"{ranks}: " + "; ".join(f"processes {', '.join(some)} on {host}" for host, some in hosts.items())
 
     # ---- how they go on -----------------------------------------------------------------------------------------
 

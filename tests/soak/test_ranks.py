@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -130,15 +131,16 @@ ENDS = {  # what all ranks do: the exit status, and what is said once
 
 
 def test_errors_of_several_ranks_are_shown_once(soak):
-    failures = []
+    failures, tried = [], list(ENDS)[:: soak.count(1, 3)]
     with ThreadPoolExecutor(3) as pool:
-        ends = list(pool.map(lambda how: Run(3, others, how, timeout=2.0).end(60.0), ENDS))
-    for (how, (code, text)), ended in zip(ENDS.items(), ends, strict=True):
+        ends = list(pool.map(lambda how: Run(3, others, how, timeout=2.0).end(60.0), tried))
+    for how, ended in zip(tried, ends, strict=True):
+        code, text = ENDS[how]
         if (code is not None and ended.code != code) or (code is None and ended.code == 0) or ended.left:
             failures.append(f"{how}: it ended with {ended.code}, {len(ended.left)} left:\n{ended.err[-2000:]}")
         elif ended.err.count("Traceback") != (code != 0) or (text and not re.search(text, ended.err, re.DOTALL)):
             failures.append(f"{how}: it said {ended.err[-3000:]}")
-    soak.record("ranks", len(ENDS), failures, "errors of several ranks at once, shown once")
+    soak.record("ranks", len(tried), failures, "errors of several ranks at once, shown once")
 
 
 @pytest.mark.parametrize("what", ["slow", "down"])
