@@ -77,6 +77,7 @@ class NCCLCommunicator(Communicator):
     def __init__(self, control: Communicator, dtype: str | None = None, timeout: float = 30.0) -> None:
         self.control, self.dtype, self.timeout = control, dtype, timeout
         self.rank, self.size, self.rows = control.rank, control.size, control.rows
+        self.local_rank, self.local_size = control.local_rank, control.local_size
         self.sums: NcclSums | None = None
         self.error: RankError | None = None
         """By which the training ends."""
@@ -158,6 +159,9 @@ class NCCLCommunicator(Communicator):
     def broadcast_array(self, backend: Backend, array: Array) -> Array:
         with self._heard():
             return self.control.broadcast_array(backend, array)
+
+    def describe(self) -> str:
+        return self.control.describe()
 
     def phase(self, what: str, limit: float | None = None) -> AbstractContextManager[None]:
         return self.control.phase(what, limit)
