@@ -44,6 +44,10 @@ class Communicator:
     captured: bool = False
     """Whether all that `all_reduce` does is to launch work on the device of the vector, so that it can be captured."""
 
+    def connect(self) -> Communicator:
+        """Itself: it can be given to a trainer in the place of options."""
+        return self
+
     @property
     def alone(self) -> bool:
         """Whether a training is as it would be without ranks."""
