@@ -262,14 +262,14 @@ def test_a_device_that_waits_for_a_rank_goes_on_when_the_time_is_over(gpus: Worl
         ranks.all_reduce(gpus.seam, vector, 1)
         begun = time.monotonic()
         gpus.cuda.get_current_stream().synchronize()
-        assert 0.9 < time.monotonic() - begun < 5.0
+        assert 0.3 < time.monotonic() - begun < 5.0
         try:
             ranks.check()
         finally:
             come.set()
 
-    with pytest.raises(RankError, match="the GPU of rank 0 has waited 1 s for other ranks, after 1 sum"):
-        on_gpus(2, work, timeout=1.0)
+    with pytest.raises(RankError, match="the GPU of rank 0 has waited 0.4 s for other ranks, after 1 sum"):
+        on_gpus(2, work, timeout=0.4)
 
 
 class Watch:

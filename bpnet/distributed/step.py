@@ -79,7 +79,7 @@ class RankedStep:
         self.grad_buffers: list[GradBuffer] | None = [] if self.reuses else None
         local = self._reusing if self.reuses else self._fresh
         self.local = backend.compile(local, donate=self.reuses, choice=engine.compile)
-        self.update: Callable[..., tuple[Carry, Array]] = partial(self._update, backend)
+        self.update: Callable[..., tuple[Carry, Array]] = partial(self._update, backend, again=self._ask)
         self.move: Callable[..., Any] = partial(Backend.advance, backend)
         if optimizer.traceable:
             self.update = backend.compile(self._update, donate=True, choice=engine.compile)
@@ -120,14 +120,18 @@ class RankedStep:
         self._watch(message)
         rest = message, number, share.total, hyperparameters
         if current.reference:
-            carry, value = self._update(definitions(self.backend), state.now[0], *rest)
+            carry, value = self._update(definitions(self.backend), state.now[0], *rest, self._ask)
             state.now = carry, count
             return value
         try:
             return self.move(self.update, state, rest, count)
         except _AsksAgainError:
-            self.update, self.move = partial(self._update, self.backend), partial(Backend.advance, self.backend)
+            self.update = partial(self._update, self.backend, again=self._ask)
+            self.move = partial(Backend.advance, self.backend)
             return self.move(self.update, state, rest, count)
+
+    def _ask(self, theta: Array) -> Array:
+        return self.again(theta)
 
     def _arguments(self, number: Any, share: Share) -> tuple[Any, ...]:
         """What `_fresh` is given after the batch."""
@@ -231,6 +235,25 @@ class RankedStep:
         self.backend.advance(self.local, self.message, args, 0)
         message: Array = self.message.now[0][0]
         return message
+
+    def explain(
+        self, explain: Callable[..., str], batch: Batch, carry: Carry, hyperparameters: Any, number: Any
+    ) -> str:
+        """What a step on that batch does, by `explain(function, args)` of what is compiled."""
+        theta, buffers, _ = carry
+        batch, share = self._own(batch)
+        message = self._zeros(theta)
+        args = theta, buffers, *batch, *self._arguments(number, share)
+        rest = carry, message, number, share.total, hyperparameters
+        ranks, numbers = plural(self.ranks.size, "rank"), plural(message.shape[0], "number")
+        return "\n\n".join(
+            (
+                f"this rank has {plural(share.rows, 'row')} of {share.size}",
+                explain(self.local, ((message,), *args) if self.reuses else args),
+                f"then the sum over {ranks} of {numbers}: the gradient, the loss, and what else all are to know",
+                explain(self.update, rest) if self.optimizer.traceable else f"not compiled: {self.optimizer}",
+            )
+        )
 
     # ---- what is compiled ---------------------------------------------------------------------------------------
 
