@@ -309,7 +309,7 @@ class Engine:
         Gives how many threads will be at work, each on rows of its own and with gradients of its own.
         """
         threads, before = max(current.session.threads, 1), current.inside
-        held = [self.backend.empty_vector(self.layout.size, self.carry[0]) for _ in range(3 * (threads - 1))]
+        held = [self.backend.empty_vector(self.layout.size, self.carry[0]) for _ in range(4 * (threads - 1) + 2)]
         try:
             current.inside = True
             yield threads
