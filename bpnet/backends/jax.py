@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import jax
 import jax.numpy as xp
 import numpy
+from jax.experimental import io_callback
 
 from bpnet.backends.base import GROUPED, SUMMED, Array, Backend, Key, State
 from bpnet.compiler.random import GOLDEN
@@ -94,13 +95,16 @@ class JaxBackend(Backend):
         stats = next(iter(x.devices())).memory_stats()
         return (stats["bytes_limit"] - stats["bytes_in_use"], stats["bytes_limit"]) if stats else None
 
-    def _folded(self, key: Key, device: Any) -> Array:
-        """As the base's `fold`, but the step may be traced, so it is folded in by array operations."""
+    def _start(self, key: Key, first: Any, width: int, device: Any) -> Array:
+        """As the base's, but by array operations, since the step and the row may be traced."""
+
+        def word(part: Any) -> Array:
+            return self._uint32(part & 0xFFFFFFFF if isinstance(part, int) else part, device)
+
         state = self._uint32(0, device)
         for part in key:
-            word = self._uint32(part & 0xFFFFFFFF if isinstance(part, int) else part, device)
-            state = self._hashed((state ^ word) + self._uint32(GOLDEN, device), device)
-        return state
+            state = self._hashed((state ^ word(part)) + self._uint32(GOLDEN, device), device)
+        return state + word(first) * word(width * GOLDEN)
 
     def erf(self, x: Array) -> Array:
         return jax.scipy.special.erf(x)
@@ -129,6 +133,18 @@ class JaxBackend(Backend):
         if known() == size:
             seen.add(kind)
         return result
+
+    def outside(
+        self, function: Callable[[Backend, Any], Any], array: Array, text: str, captured: bool = False
+    ) -> Array:
+        """By NumPy where XLA compiles what is around: a function that it calls may not use JAX itself."""
+        if not isinstance(array, jax.core.Tracer):
+            return function(self, array)
+        from bpnet.backends import get
+
+        made = jax.ShapeDtypeStruct(array.shape, array.dtype)
+        on_host = partial(function, get("numpy"))
+        return io_callback(lambda a: numpy.asarray(on_host(numpy.array(a))), made, array, ordered=True)
 
     def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
         return "jax: the whole function as one program that XLA compiles; see jax.jit(...).lower(...).as_text()"

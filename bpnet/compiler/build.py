@@ -92,7 +92,7 @@ def _call(step: Step, memory: Memory) -> Call:
 
     given = [Number(s.args[0]) if s.op == "number" else array(s) for s in inputs]
     outputs = [(symbol.args[1], array(symbol)) for symbol in step.symbols]
-    return Call(site.function, site.text, tuple(given), tuple(outputs))
+    return Call(site.function, site.text, tuple(given), tuple(outputs), site.captured)
 
 
 def _strided(step: Step, memory: Memory) -> StridedCopy:
@@ -227,8 +227,8 @@ class _Kernel:
             self.addresses.append(self.memory.address(symbol))
             return "operand", len(self.operands) - 1
         if symbol.op in RANDOM:
-            threshold, *key = symbol.args
-            parts = [Number(k.args[0]) if isinstance(k, Symbol) else k & 0xFFFFFFFF for k in key]
+            threshold, *given = symbol.args
+            parts = [Number(k.args[0]) if isinstance(k, Symbol) else k & 0xFFFFFFFF for k in given]
             self.masks.append(Mask(threshold, tuple(parts)))
             return self._expression(symbol.op, "full", 0, len(parts))
         if symbol.op == "positions":

@@ -24,7 +24,7 @@ from bpnet.compiler.commands import (
     writes,
 )
 from bpnet.compiler.ops import RANDOM
-from bpnet.compiler.random import GOLDEN, TRIPLE32, fold
+from bpnet.compiler.random import GOLDEN, TRIPLE32, start_of
 
 
 def interpret(commands: CommandList, arguments: Sequence[Any]) -> list[Any]:
@@ -74,9 +74,7 @@ class _Interpreter:
             self.fused(c.epilogue)
 
     def call(self, c: Call) -> None:
-        made = c.function(*[self.numbers[x.slot] if isinstance(x, Number) else self.view(x) for x in c.inputs])
-        for i, array in c.outputs:
-            self.view(array)[...] = made[i]
+        c.carry_out(self.view, self.numbers.__getitem__)
 
     def strided(self, c: StridedCopy) -> None:
         self.view(writes(c)[0])[...] = self.view(reads(c)[0])
@@ -145,8 +143,8 @@ class _Interpreter:
                 self.view(array)[...] = _rounded(found) if array.dtype == "bfloat16" else found
 
     def drawn(self, op: str, mask: Mask, count: int) -> Any:
-        key = fold(tuple(int(self.numbers[p.slot]) if isinstance(p, Number) else p for p in mask.key))
-        x = numpy.arange(count, dtype=numpy.uint32) * numpy.uint32(GOLDEN) + numpy.uint32(key)
+        before, *key = (int(self.numbers[p.slot]) if isinstance(p, Number) else p for p in mask.parts)
+        x = numpy.arange(count, dtype=numpy.uint32) * numpy.uint32(GOLDEN) + numpy.uint32(start_of(tuple(key), before))
         for shift, factor in TRIPLE32:
             x = (x ^ (x >> numpy.uint32(shift))) * numpy.uint32(factor)
         x ^= x >> numpy.uint32(14)

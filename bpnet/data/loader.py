@@ -20,8 +20,14 @@ from bpnet.layer import Input, each_array, row_count
 from bpnet.layout import Layout
 from bpnet.options import whole
 
+Size = int | list[Rows] | None
+"""Of batches: how many rows they have at most, None for all; or which, as parts of the order that they come in."""
+
 Batch = tuple[Input, Array | None, Array | None, Array | None]
 """x, y, weight, and the rows to take of them (None: all)."""
+
+Selected = tuple[Sequence[Any], Any]
+"""Arrays of NumPy, and some of their rows: a slice, or their numbers."""
 
 CACHED_SHARE = 0.5
 """The part of the device's free memory that a data set may take to be kept there."""
@@ -31,8 +37,10 @@ TRANSFER = 2**26
 """Bytes of x that are copied to the device at a time, where the batches are not the user's."""
 
 
-def parts(count: int, batch_size: int | None) -> list[Rows]:
+def parts(count: int, batch_size: Size) -> list[Rows]:
     """The batches of `count` rows."""
+    if isinstance(batch_size, list):
+        return batch_size
     size = count if batch_size is None else whole("batch_size", batch_size, 1)
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -71,10 +79,24 @@ def take_rows(
     return tuple([None if a is None else each_array(lambda one: take(one, some, axis=0), a) for a in arrays])
 
 
+def taken(backend: Backend, batch: Batch) -> Batch:
+    """A batch whose arrays have its rows alone."""
+    x, y, weight, rows = batch
+    if rows is None:
+        return batch
+    x, y, weight = take_rows(backend, (x, y, weight), (0, rows.shape[0]), rows)
+    return x, y, weight, None
+
+
 class Loader:
     """The rows of x, y and weight, arrays of one library on one device, batch by batch."""
 
     streams = False
+    """Whether batches are copied from the host."""
+    lazy = False
+    """Whether an order is drawn as batches are taken."""
+    told = True
+    """Whether it is known how many rows there are in batches, and what they weigh, before they are read."""
 
     def __init__(
         self,
@@ -92,8 +114,8 @@ class Loader:
         self.like, self.device = like, backend.device(like)
         """An array of the library, device and type that is computed with."""
 
-    def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
-        """Batches of at most `size` rows (None: all), in their order or those of `order`, a NumPy vector or a range."""
+    def batches(self, size: Size, order: Any = None) -> Iterator[Batch]:
+        """Batches of that size of the rows in their order, or in that of `order`, a NumPy vector or a range."""
         if order is None:
             for part in parts(self.count, size):
                 self.check_maps()
@@ -106,6 +128,34 @@ class Loader:
             self.check_maps()
             yield self.x, self.y, self.weight, rows[start:stop]
 
+    def order(self, seed: int, epoch: int, shuffle: bool | Callable[[int], Any], size: Any, part: Rows = (0, 1)) -> Any:
+        """The order of the rows in an epoch of batches of `size`, or with such borders: see `row_order`.
+
+        Where it is `lazy` it is that of the rows of `part`, a rank and of how many, in each of them.
+        """
+        return row_order(seed, epoch, self.count, shuffle)
+
+    def sample(self, most: int) -> Iterator[Any]:
+        """Arrays of the host, of x, y and the weight of at most twice so many rows, from all over the data."""
+        step = max(1, self.count // most)
+        x, y, weight, rows = next(self.batches(most, range(0, self.count, step)))
+        for arrays in take_rows(self.backend, (x, y, weight), (0, min(most, self.count)), rows):
+            for array in arrays if isinstance(arrays, tuple) else (arrays,):
+                if array is not None:
+                    yield self.backend.to_host(array)
+
+    def options(self) -> dict[str, Any]:
+        """What else must be the same where a training is resumed, as JSON values by name."""
+        return {}
+
+    def passed(self) -> tuple[float, float] | None:
+        """How many rows the last pass over all in their order had, and their weight, where only that tells."""
+        return None
+
+    def own(self, result: Array) -> Array:
+        """What was computed from a batch, when the memory of that may be another's soon."""
+        return result
+
     def check_maps(self) -> None:
         """Raise PathError where a file that is mapped has been cut."""
         for file in self.maps:
@@ -117,7 +167,7 @@ class Loader:
         assert self.weight is not None
         return self.backend.to_host(self.weight)
 
-    def sizes(self, size: int, order: Any = None) -> list[float]:
+    def sizes(self, size: Size, order: Any = None) -> list[float]:
         """The weight of each batch, that of a row being 1 where none is given, added up on the host."""
         batches = parts(self.count if order is None else len(order), size)
         if self.weight is None:
@@ -175,31 +225,39 @@ class StreamingLoader(Loader):
         self.host, self.types, self.threads = get("numpy"), types, threads
         self.inputs = x if isinstance(x, tuple) else (x,)
 
-    def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
-        arrays = [a for a in (*self.inputs, self.y, self.weight) if a is not None]
+    def batches(self, size: Size, order: Any = None) -> Iterator[Batch]:
+        size = self.largest_batch() if size is None else size
         count = self.count if order is None else len(order)
-        cut = parts(count, self.largest_batch() if size is None else size)
-        specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in arrays]
+        cut = parts(count, size)
+        own = [a for a in (*self.inputs, self.y, self.weight) if a is not None]
+        specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in own]
         prefetcher: Any = None
         try:
-            for start, stop in cut:
-                rows = slice(start, stop) if order is None else order[start:stop]
-                self.check_maps()
+            for arrays, rows in self.selected(size, order):
+                number = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
                 try:
                     if prefetcher is None:
-                        prefetcher = self.backend.prefetcher(specs, cut[0][1], len(cut), self.device)
-                    sent = prefetcher.send(stop - start, partial(self._write, arrays, rows))
+                        most = max(stop - start for start, stop in cut)
+                        prefetcher = self.backend.prefetcher(specs, most, len(cut), self.device)
+                    sent = prefetcher.send(number, partial(self._write, arrays, rows))
                     x, rest = sent[: len(self.inputs)], list(sent[len(self.inputs) :])
                     pairs, astype = zip(x, self.types, strict=True), self.backend.xp.astype
                     x = tuple([a if a.dtype == dtype else astype(a, dtype) for a, dtype in pairs])
                 except self.backend.oom_errors as error:
-                    text = f"a batch of {plural(stop - start, 'row')} does not fit on the device"
+                    text = f"a batch of {plural(number, 'row')} does not fit on the device"
                     raise OutOfMemoryError(f"{text}: take a smaller batch_size") from error
                 y, weight = (None if a is None else rest.pop(0) for a in (self.y, self.weight))
                 yield (x if isinstance(self.x, tuple) else x[0]), y, weight, None
         finally:
             if prefetcher is not None:
                 prefetcher.close()
+
+    def selected(self, size: Size, order: Any) -> Iterator[Selected]:
+        """Of each batch the arrays of NumPy that have its rows, and which these are."""
+        arrays = [a for a in (*self.inputs, self.y, self.weight) if a is not None]
+        for start, stop in parts(self.count if order is None else len(order), size):
+            self.check_maps()
+            yield arrays, slice(start, stop) if order is None else order[start:stop]
 
     def _write(self, arrays: Sequence[Any], rows: Any, buffers: Sequence[Any]) -> None:
         """Rows of the arrays into staging buffers, gathered by several threads."""

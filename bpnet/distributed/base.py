@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import BpnetError, OptionError, shown
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 Combine = Callable[[Sequence[Array]], Array]
 """The sum of the parts of all ranks, in the order of the ranks, by additions of two that are always the same.
@@ -31,13 +33,27 @@ class Communicator:
     """From 0 on."""
     size: int = 1
     """How many ranks there are."""
+    local_rank: int = 0
+    """From 0 on, among those of this host."""
+    local_size: int = 1
+    """How many ranks this host has, which share its processors."""
     rows: str = "same"
     """Whether every rank is given the same rows, of which it takes its part, or its "own"."""
     reduction: str = "fast"
     """Whether sums are to be the same for any number of ranks, "ordered": see `all_reduce_ordered`."""
+    captured: bool = False
+    """Whether all that `all_reduce` does is to launch work on the device of the vector, so that it can be captured."""
 
-    def all_reduce(self, backend: Backend, vector: Array) -> Array:
-        """The sum of the vectors of all ranks, the same bits on every rank; `vector` is given up."""
+    @property
+    def alone(self) -> bool:
+        """Whether a training is as it would be without ranks."""
+        return self.size == 1 and self.reduction == "fast"
+
+    def all_reduce(self, backend: Backend, vector: Array, tail: int = 0) -> Array:
+        """The sum of the vectors of all ranks, the same bits on every rank; `vector` is given up.
+
+        The last `tail` elements are no gradient: they are summed in the type that they have, whatever others are.
+        """
         return vector
 
     def all_reduce_ordered(
@@ -62,11 +78,27 @@ class Communicator:
         """That of rank 0; the others give one of its shape and type."""
         return array
 
+    def phase(self, what: str, limit: float | None = None) -> AbstractContextManager[None]:
+        """While this rank does what `what` says: in so many seconds it is to meet the others again, or `beat`.
+
+        Otherwise it counts as one that hangs, as soon as others wait for it.  None: four fifths of the time limit.  The
+        innermost of nested phases counts; outside of all of them a rank may take as long as it likes.
+        """
+        return nullcontext()
+
+    def beat(self) -> None:
+        """This rank goes on, though it has not met the others for a while.  It costs next to nothing."""
+
+    def check(self) -> None:
+        """Raise RankError where another rank is known to have failed: sums on a device may be worth nothing since.
+
+        It costs next to nothing: before a step is launched, and after the host has waited for a device.
+        """
+
     def fail(self, error: BaseException) -> None:
         """Tell the others that this rank can't go on, and why: they are to end by a RankError that names it.
 
-        A training calls it once, with the error by which it ends, be it one that all ranks raise: then its text is the
-        same on all of them.
+        Not for errors that all ranks raise: see `on_all_ranks`.
         """
 
     def close(self) -> None:
@@ -106,17 +138,48 @@ def check_distributed(value: Any) -> Options | None:
     return options
 
 
+def on_all_ranks(error: E) -> E:
+    """The error, marked as one that all ranks raise: the communicator is still good, and one of them may print it."""
+    error.on_all_ranks = True  # type: ignore[attr-defined]
+    return error
+
+
+@contextmanager
+def failing(ranks: Communicator) -> Iterator[None]:
+    """Where this rank alone raises something in it, the others are told."""
+    try:
+        yield
+    except BaseException as error:
+        tell(ranks, error)
+        raise
+
+
+def tell(ranks: Communicator | None, error: BaseException) -> None:
+    """Tell others of an error that this rank alone raises."""
+    if ranks is not None and not getattr(error, "on_all_ranks", False):
+        ranks.fail(error)
+
+
 # ---- what all ranks do, or none -------------------------------------------------------------------------------------
 
 
 def agreed(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
     """function(*args), where it raises on no rank; else on every rank the error of the first on which it does."""
+    if ranks.alone:
+        return function(*args)
     result: Any
     result, error = _tried(function, *args)
     for found in ranks.all_gather(_sendable(error)):
         if found is not None:
-            raise found if error is None or str(found) != str(error) else error
+            raise on_all_ranks(found if error is None or str(found) != str(error) else error)
     return result  # type: ignore[no-any-return]
+
+
+def raise_first(ranks: Communicator | None, error: Exception | None) -> None:
+    """Raise on all ranks the error of the first that has one; None: there are no others."""
+    for found in [error] if ranks is None else ranks.all_gather(_sendable(error)):
+        if found is not None:
+            raise on_all_ranks(found)
 
 
 def by_first(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
@@ -124,7 +187,7 @@ def by_first(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
     result, error = _tried(function, *args) if ranks.rank == 0 else (None, None)
     result, found = ranks.broadcast((result, _sendable(error)))
     if found is not None:
-        raise found if error is None else error
+        raise on_all_ranks(found if error is None else error)
     return result  # type: ignore[no-any-return]
 
 

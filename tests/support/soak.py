@@ -33,6 +33,7 @@ FAULTS = {
     "growth": "memory over 1,000 epochs, and over 1,000 batch sizes",
     "threads": "threads, several fits at once, fork, spawn, loky, exit",
     "processes": "20 processes, 10 hash seeds",
+    "ranks": "ranks that are killed, stopped, hang or fail; a network that is slow, loses packets or is gone",
 }
 """Rows of the table in their order; a row of another name comes after these, under that name."""
 

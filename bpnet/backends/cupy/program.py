@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -138,14 +138,18 @@ class Program:
             return _scatter_add(command, memories)
         if isinstance(command, StridedCopy):
             return [_strided(command, memories)] if command.count else []
-        return [(self._call, command, memories)] if isinstance(command, Call) else self._products(command, memories)
+        if isinstance(command, Call):
+            needed = _memories_of(command)  # others may be freed while a captured step still holds this
+            return [(self._call, command, [m if i in needed else None for i, m in enumerate(memories)])]
+        return self._products(command, memories)
+
+    def by_host(self, call: tuple[Any, ...]) -> bool:
+        """Whether the host does more than to launch it, so that it can't be captured."""
+        return call[0] == self._call and not call[1].captured
 
     def _call(self, command: Call, memories: Memories) -> None:
         """Call what is not compiled, and put what it gives where others read it."""
-        given = [self.values[x.slot] if isinstance(x, Number) else _array(memories, x) for x in command.inputs]
-        made = command.function(*given)
-        for i, out in command.outputs:
-            _array(memories, out)[...] = made[i]
+        command.carry_out(partial(_array, memories), self.values.__getitem__)
 
     def _workspace(self, size: int) -> Any:
         """Memory for a command while it runs, the same for all: they run one after the other."""
@@ -201,7 +205,7 @@ class Program:
         """How a kernel is written for arrays where they lie, and what it is given."""
         arrays = _pointers(command, memories)
         indirect = frozenset(i for i, address in enumerate(command.results) if address.memory == self.loss)
-        keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
+        masks = tuple(tuple(not isinstance(part, int) for part in mask.parts) for mask in command.masks)
         disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
         real = numpy.dtype(command.kernel.dtype)
         numbers = memories[NUMBERS].ptr if NUMBERS in _memories_of(command) else 0
@@ -211,9 +215,9 @@ class Program:
         ]  # fmt: skip
         for mask in command.masks:
             arguments += [numpy.uint32(mask.threshold), real.type(2**32 / mask.threshold)]
-            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.key]
+            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.parts]
         width, unaligned = _width(command, memories)
-        return emit.Variant(width, indirect, keys, spread, disjoint, unaligned), tuple(arguments)
+        return emit.Variant(width, indirect, masks, spread, disjoint, unaligned), tuple(arguments)
 
     # ---- products -----------------------------------------------------------------------------------------------
 
@@ -271,7 +275,9 @@ def _memories_of(command: Command) -> tuple[int, ...]:
     """The memories that a command reads or writes."""
     found = {span.memory for span in (*spans_read(command), *spans_written(command))}
     for part in command.parts if isinstance(command, Together) else (command,):
-        if isinstance(part, Fused) and (part.numbers or any(isinstance(k, Number) for m in part.masks for k in m.key)):
+        if isinstance(part, Fused) and (
+            part.numbers or any(isinstance(k, Number) for m in part.masks for k in m.parts)
+        ):
             found.add(NUMBERS)
     return tuple(sorted(found))
 
