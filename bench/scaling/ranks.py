@@ -26,8 +26,23 @@ Record = dict[str, Any]
 
 DEFAULT = {"a": (512, 2048, 8192, 32768), "b": (512, 2048), "c": (2048, 8192), "d": (512, 2048, 8192)}
 """Workloads and their batches, unless others are asked for."""
-LEAST_ROWS = 16384
+ROWS = 16384
+EPOCH_FLOPS = 1e11  # of the products in an epoch, but for four batches
+LEAST_ROUNDS = 5
 CHECKED_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, and on what."""
+
+    counts: tuple[int, ...]
+    rounds: int = 10
+    seconds: float = 0.3  # of a turn
+    rows: int = ROWS
+    budget: float = 60.0  # seconds of all turns of a case: the rounds are cut to it
+    only: tuple[str, ...] = ()  # names of contenders before the @; all where it is empty
+    kinds: tuple[str, ...] = ("strong", "weak")
 
 
 @dataclass(frozen=True)
@@ -111,21 +126,27 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def timed(
-    groups: dict[str, Group], sizes: dict[str, tuple[int, int]], rounds: int, seconds: float
-) -> dict[str, list[Record]]:
+def timed(groups: dict[str, Group], sizes: dict[str, tuple[int, int]], plan: Plan) -> dict[str, list[Record]]:
     """What each group took for an epoch, by round; `sizes` are its batch and its rows."""
-    epochs = {}
+    epochs, total = {}, 0.0
     for name, group in groups.items():
         batch, rows = sizes[name]
         once = max(float(answer["seconds"]) for answer in group.ask("prepare", batch=batch, rows=rows))
-        epochs[name] = max(1, round(seconds / once))
+        epochs[name] = max(1, round(plan.seconds / once))
+        total += epochs[name] * once
+    rounds = min(plan.rounds, max(LEAST_ROUNDS, int(plan.budget / total)))
     return alternate(groups, epochs, rounds)
 
 
+def rows_for(workload: str, batch: int, plan: Plan) -> int:
+    """Rows of an epoch, four batches at least: fewer for a network of which a row takes long."""
+    affordable = int(EPOCH_FLOPS / WORKLOADS[workload].product_flops(1))
+    return max(4 * batch, min(plan.rows, affordable))
+
+
 def strong(workload: str, batch: int, groups: dict[str, Group], plan: Plan) -> Record:
-    rows = max(plan.rows, 4 * batch)
-    found = timed(groups, dict.fromkeys(groups, (batch, rows)), plan.rounds, plan.seconds)
+    rows = rows_for(workload, batch, plan)
+    found = timed(groups, dict.fromkeys(groups, (batch, rows)), plan)
     record = _record("strong", workload, batch, rows, found, plan)
     for name, line in record["contenders"].items():
         n = _cores(name)
@@ -144,9 +165,9 @@ def strong(workload: str, batch: int, groups: dict[str, Group], plan: Plan) -> R
 
 def weak(workload: str, batch: int, groups: dict[str, Group], plan: Plan) -> Record:
     """`batch` is each rank's; those with threads have as many rows as ranks would."""
-    rows = max(plan.rows // 2, 4 * batch)
+    rows = rows_for(workload, batch, plan)
     sizes = {name: (_cores(name) * batch, _cores(name) * rows) for name in groups}
-    found = timed(groups, sizes, plan.rounds, plan.seconds)
+    found = timed(groups, sizes, plan)
     record = _record("weak", workload, batch, rows, found, plan)
     for name, line in record["contenders"].items():
         if name.startswith(("ranks", "threads")):
@@ -157,18 +178,6 @@ def weak(workload: str, batch: int, groups: dict[str, Group], plan: Plan) -> Rec
 
 def _cores(name: str) -> int:
     return int(name.partition("@")[2])
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long, and on what."""
-
-    counts: tuple[int, ...]
-    rounds: int = 10
-    seconds: float = 0.3  # of a turn
-    rows: int = LEAST_ROWS
-    only: tuple[str, ...] = ()  # names of contenders before the @; all where it is empty
-    kinds: tuple[str, ...] = ("strong", "weak")
 
 
 def _record(kind: str, workload: str, batch: int, rows: int, found: dict[str, list[Record]], plan: Plan) -> Record:
@@ -193,7 +202,7 @@ def _record(kind: str, workload: str, batch: int, rows: int, found: dict[str, li
         "parameters": parameters,
         "batch": batch,
         "rows": rows,
-        "rounds": plan.rounds,
+        "rounds": len(next(iter(found.values()))),
         "contenders": lines,
     }
 
@@ -205,7 +214,7 @@ def run(cases: dict[str, tuple[int, ...]], plan: Plan, say: Say, keep: Callable[
         workload = WORKLOADS[key]
         with tempfile.TemporaryDirectory(prefix="bench-") as made, ExitStack() as stack:
             folder = Path(made)
-            make_data(workload, max(plan.rows, 4 * max(batches)) * max(plan.counts), folder)
+            make_data(workload, max(rows_for(key, batch, plan) for batch in batches) * max(plan.counts), folder)
             groups: dict[str, Group] = {}
             absent: dict[str, str] = {}
             versions: dict[str, str] = {}

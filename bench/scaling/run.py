@@ -36,8 +36,8 @@ def add_options(command: argparse.ArgumentParser, count: Callable[[str], int]) -
     command.add_argument("--only", action="append", metavar="NAME", help="only these contenders; may be repeated")
     command.add_argument("--rounds", type=count, default=argparse.SUPPRESS, help="10 of ranks, 7 of streams by default")
     command.add_argument("--seconds", type=float, default=0.3, help="length of one contender's turn, of ranks")
-    command.add_argument("--rows", type=count, default=ranks.LEAST_ROWS, help="of an epoch, of ranks")
-    command.add_argument("--megabytes", type=count, default=400, help="of the files, of streams")
+    command.add_argument("--rows", type=count, default=ranks.ROWS, help="of an epoch, of ranks")
+    command.add_argument("--megabytes", type=count, default=200, help="of the files, of streams, up to 131,072 rows")
     command.add_argument("--hosts", action="append", type=count, help="of links: 2, 4, 8 and 16 by default")
     command.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")
     command.add_argument("--results", type=Path, default=RESULTS, help="of the model: where the JSON files are")
@@ -75,9 +75,13 @@ def run(options: argparse.Namespace) -> int:
     counts = ranks.counts_up_to(most)
     for part in options.part or PARTS:
         if part == "ranks":
-            kinds = tuple(options.kind or ("strong", "weak"))
             plan = ranks.Plan(
-                tuple(counts), options.rounds or 10, options.seconds, options.rows, tuple(options.only or ()), kinds
+                counts=tuple(counts),
+                rounds=options.rounds or 10,
+                seconds=options.seconds,
+                rows=options.rows,
+                only=tuple(options.only or ()),
+                kinds=tuple(options.kind or ("strong", "weak")),
             )
             ranks.run(cases(ranks.DEFAULT), plan, say, keeper(part))
         elif part == "streams":

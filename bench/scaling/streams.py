@@ -38,13 +38,14 @@ SLOW = ("grain-rows", "grain-parquet")
 SLOW_ROUNDS = 3
 DEFAULT = {"a": (512, 2048), "c": (2048, 8192), "d": (2048,)}
 ROW_GROUP = 16384
+MOST_ROWS = 131072
 
 
 @dataclass(frozen=True)
 class Plan:
     threads: int
     rounds: int = 7
-    megabytes: int = 400  # of the rows; the window that is shuffled holds a quarter of them
+    megabytes: int = 200  # of the rows, up to MOST_ROWS; the window that is shuffled holds a quarter of them
     only: tuple[str, ...] = tuple(LABELS)
 
 
@@ -75,7 +76,7 @@ def run(cases: dict[str, tuple[int, ...]], plan: Plan, say: Say, keep: Callable[
     records = []
     for key, batches in cases.items():
         workload = WORKLOADS[key]
-        rows = max(4 * max(batches), int(plan.megabytes * 1e6) // (4 * workload.inputs))
+        rows = max(4 * max(batches), min(MOST_ROWS, int(plan.megabytes * 1e6) // (4 * workload.inputs)))
         with tempfile.TemporaryDirectory(prefix="bench-") as made:
             folder = Path(made)
             make_files(key, rows, folder)
