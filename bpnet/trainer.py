@@ -416,4 +416,6 @@ class Trainer(HasState):
         fits: Any = expected or partial(layout_for, self.network, self.loss, self.optimizer, self.micro_batch)
         if expected is None and self._engine is not None:
             fits = Expected(self._engine.layout, self._engine.carry[0])
-        return prepare(given, self.network, self.loss, fits, device=self.device, threads=self.threads, values=values)
+        options: dict[str, Any] = {"device": self.device, "threads": self.threads, "values": values}
+        options["ratios"] = self.communicator is None or self.communicator.rows == "same"
+        return prepare(given, self.network, self.loss, fits, **options)

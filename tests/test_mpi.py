@@ -34,6 +34,7 @@ def test_what_ranks_say_to_each_other_arrives():
     check_calls(threads(3, calls))
     every, halves = zip(*ranks(4, groups), strict=True)
     check_calls(every)
+    assert re.fullmatch(r"4 ranks: processes \d+, \d+, \d+, \d+ on \S+", every[0]["described"])
     assert [one["local"] for one in halves] == [(0, 2), (1, 2)] * 2
     check_calls(halves[:2])
     check_calls(halves[2:])

@@ -79,7 +79,7 @@ class RankedStep:
         self.grad_buffers: list[GradBuffer] | None = [] if self.reuses else None
         local = self._reusing if self.reuses else self._fresh
         self.local = backend.compile(local, donate=self.reuses, choice=engine.compile)
-        self.update: Callable[..., tuple[Carry, Array]] = partial(self._update, backend)
+        self.update: Callable[..., tuple[Carry, Array]] = partial(self._update, backend, again=self._ask)
         self.move: Callable[..., Any] = partial(Backend.advance, backend)
         if optimizer.traceable:
             self.update = backend.compile(self._update, donate=True, choice=engine.compile)
@@ -120,14 +120,18 @@ class RankedStep:
         self._watch(message)
         rest = message, number, share.total, hyperparameters
         if current.reference:
-            carry, value = self._update(definitions(self.backend), state.now[0], *rest)
+            carry, value = self._update(definitions(self.backend), state.now[0], *rest, self._ask)
             state.now = carry, count
             return value
         try:
             return self.move(self.update, state, rest, count)
         except _AsksAgainError:
-            self.update, self.move = partial(self._update, self.backend), partial(Backend.advance, self.backend)
+            self.update = partial(self._update, self.backend, again=self._ask)
+            self.move = partial(Backend.advance, self.backend)
             return self.move(self.update, state, rest, count)
+
+    def _ask(self, theta: Array) -> Array:
+        return self.again(theta)
 
     def _arguments(self, number: Any, share: Share) -> tuple[Any, ...]:
         """What `_fresh` is given after the batch."""
@@ -232,6 +236,25 @@ class RankedStep:
         message: Array = self.message.now[0][0]
         return message
 
+    def explain(
+        self, explain: Callable[..., str], batch: Batch, carry: Carry, hyperparameters: Any, number: Any
+    ) -> str:
+        """What a step on that batch does, by `explain(function, args)` of what is compiled."""
+        theta, buffers, _ = carry
+        batch, share = self._own(batch)
+        message = self._zeros(theta)
+        args = theta, buffers, *batch, *self._arguments(number, share)
+        rest = carry, message, number, share.total, hyperparameters
+        ranks, numbers = plural(self.ranks.size, "rank"), plural(message.shape[0], "number")
+        return "\n\n".join(
+            (
+                f"this rank has {plural(share.rows, 'row')} of {share.size}",
+                explain(self.local, ((message,), *args) if self.reuses else args),
+                f"then the sum over {ranks} of {numbers}: the gradient, the loss, and what else all are to know",
+                explain(self.update, rest) if self.optimizer.traceable else f"not compiled: {self.optimizer}",
+            )
+        )
+
     # ---- what is compiled ---------------------------------------------------------------------------------------
 
     def _reusing(self, backend: Backend, message: tuple[Array], *args: Any) -> tuple[tuple[Array], Array]:
@@ -243,13 +266,13 @@ class RankedStep:
         self, backend: Backend, theta: Array, buffers: Array, x: Any, y: Any, weight: Any, rows: Any,
         number: Any, total: Any, first: Any, share: Any, stops: Any,
     ) -> tuple[Array, Array]:  # fmt: skip
-        """The message of these rows, and their part of the loss; of all buffers they have that `share`."""
+        """The message of these rows, and their part of the loss; new buffers are the mean over ranks, by `share`."""
         pool = [] if self.grad_buffers is None else self.grad_buffers
         batch = x, y, weight, rows, number, total, first
         value, grad, new = self.gradient(backend, theta, buffers, *batch, grad_buffers=pool)
         tail = [backend.xp.reshape(value, (1,)), backend.xp.zeros_like(grad[:1]) + stops]
-        if self.updates_buffers:
-            tail.insert(1, (buffers if new is None else new) * share)
+        if self.updates_buffers:  # by how much they change, since those that stay are to keep their bits
+            tail.insert(1, backend.xp.zeros_like(buffers) if new is None else (new - buffers) * share)
         memory = next((buffer.memory for buffer in pool if buffer.vector is grad), None)
         if memory is None:
             return backend.concat([grad, *tail]), value
@@ -283,7 +306,7 @@ class RankedStep:
 
         theta, state = updated(self.optimizer, backend, layout, begin, grad, state, hyperparameters, evaluate)
         if self.updates_buffers:
-            buffers = copy(message[size + 1 : size + 1 + layout.buffer_size])
+            buffers = buffers + message[size + 1 : size + 1 + layout.buffer_size]
         return (theta, buffers, state), copy(value)  # what is read of a message goes with it
 
     def _whole(self, backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
