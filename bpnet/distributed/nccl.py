@@ -58,7 +58,7 @@ class NCCL:
         """The ranks; called by all of them.
 
         Raises MissingExtraError without mpi4py; and at the first sum MissingPackageError without NVIDIA's library, and
-        DeviceError where two ranks are on one GPU.
+        DeviceError where two ranks are on one GPU, or NCCL refuses something else.
         """
         control = MPI(rows=self.rows, timeout=self.timeout).connect()
         return NCCLCommunicator(control, self.dtype, self.timeout)
@@ -77,6 +77,7 @@ class NCCLCommunicator(Communicator):
     def __init__(self, control: Communicator, dtype: str | None = None, timeout: float = 30.0) -> None:
         self.control, self.dtype, self.timeout = control, dtype, timeout
         self.rank, self.size, self.rows = control.rank, control.size, control.rows
+        self.local_rank, self.local_size = control.local_rank, control.local_size
         self.sums: NcclSums | None = None
         self.error: RankError | None = None
         """By which the training ends."""
@@ -132,7 +133,9 @@ class NCCLCommunicator(Communicator):
         threading.Thread(target=_looking, args=(weakref.ref(self), self.ended), name="bpnet-nccl", daemon=True).start()
         try:
             if known is None or not all(reused for _, reused in several):
-                known = agreed(self, collectives.NcclSums, self.size, self.rank, self.broadcast(identity))
+                identity = self.broadcast(identity)
+                with device:  # NCCL takes the current one
+                    known = agreed(self, collectives.NcclSums, self.size, self.rank, identity)
         finally:
             self.joining = False
         if self.watch is not None:
@@ -158,6 +161,9 @@ class NCCLCommunicator(Communicator):
     def broadcast_array(self, backend: Backend, array: Array) -> Array:
         with self._heard():
             return self.control.broadcast_array(backend, array)
+
+    def describe(self) -> str:
+        return self.control.describe()
 
     def phase(self, what: str, limit: float | None = None) -> AbstractContextManager[None]:
         return self.control.phase(what, limit)
