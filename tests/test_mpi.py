@@ -51,7 +51,7 @@ SAID = {
 
 def test_a_rank_that_fails_ends_all():
     """Within the time limit, with one message that names it, a status that is not 0, and no process left."""
-    runs = [Run(2, fails, how, timeout=3.0) for how in SAID]
+    runs = [Run(2, fails, how, timeout=2.5) for how in SAID]
     with ThreadPoolExecutor(len(runs)) as pool:
         ends = list(pool.map(lambda run: run.end(60.0), runs))
     for (how, said), ended in zip(SAID.items(), ends, strict=True):
