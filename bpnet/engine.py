@@ -283,6 +283,7 @@ class Engine:
 
     def _diverged(self, good: Snapshot, value: Array, batch: Batch) -> DivergedError:
         """Go back to `good` from what a step on the batch left, and say what is not finite there, and where."""
+        self.ranks.check()  # a sum that was given up is no divergence
         left = self.state.now
         self.restore(good)
         with self.looking():

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 from support import substitute
-from support.ranks import ThreadCommunicator, threads
+from support.nvrtc import ARCHITECTURES, by_nvrtc
+from support.ranks import threads
 from support.world import Spent, World
 from test_graph import NETS, data
 
@@ -172,16 +173,6 @@ def test_a_captured_step_has_the_sum_in_its_graph_and_the_host_waits_for_nothing
     np.testing.assert_allclose(captured[0][0], w, rtol=1e-5 if dtype is None else 0.05)
 
 
-class Given:
-    """A communicator as a trainer's options."""
-
-    def __init__(self, ranks: Any) -> None:
-        self.ranks = ranks
-
-    def connect(self) -> Any:
-        return self.ranks
-
-
 def fitted(distributed: Any, array: Any) -> Any:
     """A trainer after three epochs of two steps."""
     x, y = map(array, data(30, "float64"))
@@ -195,7 +186,7 @@ def test_ranks_train_as_one_process_does_and_their_steps_are_graphs(gpus: World)
     expected = fitted(None, np.asarray)
 
     def work(ranks: Any) -> Any:
-        trainer = fitted(Given(ranks), gpus.cupy.asarray)
+        trainer = fitted(ranks, gpus.cupy.asarray)
         return trainer.theta.get(), trainer.history["loss"]
 
     found = on_gpus(2, work)
@@ -262,14 +253,14 @@ def test_a_device_that_waits_for_a_rank_goes_on_when_the_time_is_over(gpus: Worl
         ranks.all_reduce(gpus.seam, vector, 1)
         begun = time.monotonic()
         gpus.cuda.get_current_stream().synchronize()
-        assert 0.9 < time.monotonic() - begun < 5.0
+        assert 0.3 < time.monotonic() - begun < 5.0
         try:
             ranks.check()
         finally:
             come.set()
 
-    with pytest.raises(RankError, match="the GPU of rank 0 has waited 1 s for other ranks, after 1 sum"):
-        on_gpus(2, work, timeout=1.0)
+    with pytest.raises(RankError, match=r"the GPU of rank 0 has waited 0\.4 s for other ranks, after 1 sum"):
+        on_gpus(2, work, timeout=0.4)
 
 
 class Watch:
@@ -405,6 +396,14 @@ def test_the_substitute_for_nccl_takes_what_nvidias_own_binding_passes() -> None
         assert re.search(rf'\b{name} "{name}" = {number}\n', text), name
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvidias_compiler_takes_the_kernels(architecture: str) -> None:
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    from bpnet.backends.cupy.collectives import KERNELS
+
+    by_nvrtc(KERNELS, architecture)
+
+
 # ---- MPI and devices ------------------------------------------------------------------------------------------------
 
 
@@ -462,22 +461,19 @@ def test_mpi_is_asked_whether_it_reads_devices(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_ranks_of_a_host_take_its_gpus_in_turn(devices: int, gpus: World) -> None:
+    """Two hosts with three ranks each."""
+
+    def of_rank(ranks: Any, device: Any) -> Any:
+        ranks.local_rank = ranks.rank % 3
+        return device_of_rank(ranks, device)
+
     ctypes.CDLL("libcuda.so.1").sub_devices(devices)
-    assert threads(3, device_of_rank, "cuda") == [f"cuda:{rank % devices}" for rank in range(3)]
-    assert threads(2, device_of_rank, "cuda:1") == ["cuda:1"] * 2
-    assert threads(2, device_of_rank, None) == [None] * 2
+    assert threads(6, of_rank, "cuda") == [f"cuda:{rank % 3 % devices}" for rank in range(6)]
+    assert threads(2, of_rank, "cuda:1") == ["cuda:1"] * 2
+    assert threads(2, of_rank, None) == [None] * 2
 
 
-def test_ranks_of_several_hosts_count_their_own(gpus: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hosts(ThreadCommunicator):
-        def all_gather(self, value: Any) -> Any:
-            return ["a", "b", "a", "b"] if isinstance(value, str) else [value] * 4
-
-    ranks = Hosts(types.SimpleNamespace(brought=[None] * 4), 0)  # type: ignore[arg-type]
-    found = []
-    for ranks.rank in range(4):
-        found.append(device_of_rank(ranks, "cuda"))
-    assert found == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+def test_a_rank_without_a_gpu_is_told_so_and_all_are(gpus: World) -> None:
     ctypes.CDLL("libcuda.so.1").sub_devices(0)
     with pytest.raises(DeviceError, match="device is 'cuda', but CuPy finds no CUDA device on host"):
-        device_of_rank(ranks, "cuda")
+        threads(2, device_of_rank, "cuda")

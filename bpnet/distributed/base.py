@@ -65,8 +65,8 @@ class Communicator:
     ) -> Array:
         """combine(the vectors `parts` of rank 0, those of rank 1, ...), the same bits on every rank.
 
-        All vectors are of one size, and `counts` says how many each rank has.  So a sum over blocks of rows can be made
-        in the order of the blocks, whoever computed them.
+        All vectors are of one size, and given up; `counts` says how many each rank has, one or more.  So a sum over
+        blocks of rows can be made in the order of the blocks, whoever computed them.
         """
         return combine(parts)
 

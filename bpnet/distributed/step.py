@@ -266,13 +266,13 @@ class RankedStep:
         self, backend: Backend, theta: Array, buffers: Array, x: Any, y: Any, weight: Any, rows: Any,
         number: Any, total: Any, first: Any, share: Any, stops: Any,
     ) -> tuple[Array, Array]:  # fmt: skip
-        """The message of these rows, and their part of the loss; of all buffers they have that `share`."""
+        """The message of these rows, and their part of the loss; new buffers are the mean over ranks, by `share`."""
         pool = [] if self.grad_buffers is None else self.grad_buffers
         batch = x, y, weight, rows, number, total, first
         value, grad, new = self.gradient(backend, theta, buffers, *batch, grad_buffers=pool)
         tail = [backend.xp.reshape(value, (1,)), backend.xp.zeros_like(grad[:1]) + stops]
-        if self.updates_buffers:
-            tail.insert(1, (buffers if new is None else new) * share)
+        if self.updates_buffers:  # by how much they change, since those that stay are to keep their bits
+            tail.insert(1, backend.xp.zeros_like(buffers) if new is None else (new - buffers) * share)
         memory = next((buffer.memory for buffer in pool if buffer.vector is grad), None)
         if memory is None:
             return backend.concat([grad, *tail]), value
@@ -306,7 +306,7 @@ class RankedStep:
 
         theta, state = updated(self.optimizer, backend, layout, begin, grad, state, hyperparameters, evaluate)
         if self.updates_buffers:
-            buffers = copy(message[size + 1 : size + 1 + layout.buffer_size])
+            buffers = buffers + message[size + 1 : size + 1 + layout.buffer_size]
         return (theta, buffers, state), copy(value)  # what is read of a message goes with it
 
     def _whole(self, backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:

@@ -11,6 +11,10 @@ import numpy as np
 import bpnet as bp
 
 
+HOW = ("nccl", "mpi", "cuda-aware mpi")
+LIMIT = 4.0
+
+
 class Fate(bp.Callback):
     """What becomes of a rank after so many steps."""
 
@@ -36,14 +40,16 @@ def task(**options: Any) -> tuple[bp.Trainer, Any, Any]:
 
 
 def train(control: Any, how: str, kind: str, victim: int, step: int, folder: str) -> Any:
-    """A training of 24 steps by "nccl" or "mpi"; parameters and losses at its end, where nothing happens before."""
+    """A training of 24 steps by one of HOW; parameters and losses at its end, where nothing happens before."""
     from support import substitute
 
     substitute.install()
     substitute.install_nccl()
     ctypes.CDLL("libcuda.so.1").sub_devices(control.size)
-    made = {"nccl": bp.distributed.NCCL(timeout=4.0), "mpi": bp.distributed.MPI(timeout=4.0)}
-    trainer, x, y = task(device="cuda", distributed=made[how])
+    made: Any = bp.distributed.NCCL(timeout=LIMIT)
+    if how != "nccl":
+        made = bp.distributed.MPI(timeout=LIMIT, cuda_aware=how == "cuda-aware mpi")  # to which memory is memory here
+    trainer, x, y = task(device="cuda", distributed=made)
     fates = [Fate(kind, step)] if control.rank == victim else []
     trainer.fit(
         x, y, epochs=4, batch_size=20, callbacks=fates, progress=False, checkpoint=folder, every=3, resume=True

@@ -20,12 +20,12 @@ FATES = ("is killed", "stops", "hangs", "raises")
 def test_a_rank_with_a_gpu_is_lost(soak, tmp_path):
     """All end, one says which rank it was, and the last checkpoint is good, for another number of ranks too."""
     rng, failures = np.random.default_rng(soak.seed), []
-    count = soak.count(8, 1)
+    count = soak.count(24, 1)
     longest = 0.0
     expected, x, y = ranked_gpu.task()
     expected.fit(x, y, epochs=4, batch_size=20, progress=False)
     for number in range(count):
-        how, kind = ("nccl", "mpi")[number // len(FATES) % 2], FATES[(number + soak.seed) % len(FATES)]
+        how, kind = ranked_gpu.HOW[number // len(FATES) % 3], FATES[(number + soak.seed) % len(FATES)]
         victim, step, folder = int(rng.integers(2)), int(rng.integers(4, 20)), tmp_path / str(number)
         ended = Run(2, ranked_gpu.train, how, kind, victim, step, str(folder)).end(100.0)
         what = f"{number}: rank {victim} {kind} at step {step}, by {how}: code {ended.code}, {ended.err[-1500:]}"
