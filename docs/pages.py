@@ -210,7 +210,7 @@ def _surroundings(folder: str) -> Iterator[None]:
     others = [
         (known, name, known.pop(name))
         for known in registry._classes.values()
-        for name in [name for name, cls in known.items() if not cls.__module__.startswith("bpnet.")]
+        for name in [name for name, having in known.items() if not having[-1].__module__.startswith("bpnet.")]
     ]
     try:
         with chdir(folder), warnings.catch_warnings(), numpy.printoptions():
@@ -218,10 +218,10 @@ def _surroundings(folder: str) -> Iterator[None]:
             yield
     finally:
         for known in registry._classes.values():
-            for name in [name for name, cls in known.items() if cls.__module__.startswith("docs.")]:
+            for name in [name for name, having in known.items() if having[-1].__module__.startswith("docs.")]:
                 del known[name]
-        for known, name, cls in others:
-            known[name] = cls
+        for known, name, having in others:
+            known[name] = having
 
 
 @contextmanager

@@ -330,6 +330,20 @@ def test_two_ranks_on_one_gpu_are_told_that_nccl_wants_one_for_each(gpus: World)
     assert told.value.on_all_ranks  # type: ignore[attr-defined]
 
 
+def test_what_nccl_refuses_is_told_with_its_own_words(gpus: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two ranks on one GPU where that is seen by NCCL alone."""
+    from bpnet.backends.cupy import collectives
+
+    places = iter("abc")
+    monkeypatch.setattr(collectives, "place", lambda device: next(places))
+
+    def work(control: Any) -> None:
+        NCCLCommunicator(control).all_reduce(gpus.seam, array(gpus, np.ones(4)), 1)
+
+    with pytest.raises(DeviceError, match=r"NCCL could not connect the ranks: NCCL_ERROR_INVALID_USAGE.*NCCL_DEBUG"):
+        threads(2, work)
+
+
 def test_arrays_of_other_libraries_are_told_where_to_go() -> None:
     def work(control: Any) -> None:
         NCCLCommunicator(control).all_reduce(bp.backends.get("numpy"), np.ones(4), 1)

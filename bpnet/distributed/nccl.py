@@ -58,7 +58,7 @@ class NCCL:
         """The ranks; called by all of them.
 
         Raises MissingExtraError without mpi4py; and at the first sum MissingPackageError without NVIDIA's library, and
-        DeviceError where two ranks are on one GPU.
+        DeviceError where two ranks are on one GPU, or NCCL refuses something else.
         """
         control = MPI(rows=self.rows, timeout=self.timeout).connect()
         return NCCLCommunicator(control, self.dtype, self.timeout)
@@ -133,7 +133,9 @@ class NCCLCommunicator(Communicator):
         threading.Thread(target=_looking, args=(weakref.ref(self), self.ended), name="bpnet-nccl", daemon=True).start()
         try:
             if known is None or not all(reused for _, reused in several):
-                known = agreed(self, collectives.NcclSums, self.size, self.rank, self.broadcast(identity))
+                identity = self.broadcast(identity)
+                with device:  # NCCL takes the current one
+                    known = agreed(self, collectives.NcclSums, self.size, self.rank, identity)
         finally:
             self.joining = False
         if self.watch is not None:

@@ -10,7 +10,6 @@ import numpy as np
 
 import bpnet as bp
 
-
 HOW = ("nccl", "mpi", "cuda-aware mpi")
 LIMIT = 4.0
 

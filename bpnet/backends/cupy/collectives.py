@@ -1,9 +1,12 @@
 """Arrays on a device and the other ranks of a training: sums by NCCL on the current stream, and memory that MPI reads.
 
-CuPy's own binding of NCCL is used (`cupy.cuda.nccl`), of which NVIDIA's library is all that has to be installed.
+CuPy's own binding of NCCL is used (`cupy.cuda.nccl`): NVIDIA's library is all that has to be installed.  Their binding
+nccl4py (0.6) would bring several packages, looks for PyTorch at each call, and promises nothing of its lower level.
 """
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cupy
@@ -11,7 +14,7 @@ import cupyx
 import numpy
 
 from bpnet.backends.base import Array
-from bpnet.errors import DTypeError, MissingPackageError
+from bpnet.errors import DeviceError, DTypeError, MissingPackageError
 
 TYPES = {"float32": 7, "float64": 8, "bfloat16": 9}
 """NCCL's numbers of them (`ncclDataType_t`)."""
@@ -76,7 +79,8 @@ class NcclSums:
     def __init__(self, ranks: int, rank: int, identity: Any) -> None:
         """On the current device, by all ranks together; `identity` is one's `nccl().get_unique_id()`."""
         self.nccl = nccl()
-        self.kept = self.nccl.NcclCommunicator(ranks, identity, rank)
+        with self._said("connect the ranks"):
+            self.kept = self.nccl.NcclCommunicator(ranks, identity, rank)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.kept))
         self.counted = cupyx.zeros_pinned(2, numpy.int64)
         """How many sums the device has begun, and how many it is done with."""
@@ -103,21 +107,30 @@ class NcclSums:
         narrow = None if dtype is None or not head else self._narrow(vector, head)
         address, kind = vector.data.ptr, TYPES[vector.dtype.name]
         self._tick(0)
-        if narrow is None:
-            self._sum(address, vector.size, kind, stream)
-        else:
-            blocks = (-(-head // THREADS),)
-            self.round(blocks, (THREADS,), (vector, narrow, numpy.int64(head)))
-            self.nccl.groupStart()
-            try:
-                self._sum(narrow.data.ptr, head, TYPES["bfloat16"], stream)
-                if tail:
-                    self._sum(address + head * vector.itemsize, tail, kind, stream)
-            finally:
-                self.nccl.groupEnd()
-            self.widen(blocks, (THREADS,), (narrow, vector, numpy.int64(head)))
+        with self._said("add up a vector"):
+            if narrow is None:
+                self._sum(address, vector.size, kind, stream)
+            else:
+                blocks = (-(-head // THREADS),)
+                self.round(blocks, (THREADS,), (vector, narrow, numpy.int64(head)))
+                self.nccl.groupStart()
+                try:
+                    self._sum(narrow.data.ptr, head, TYPES["bfloat16"], stream)
+                    if tail:
+                        self._sum(address + head * vector.itemsize, tail, kind, stream)
+                finally:
+                    self.nccl.groupEnd()
+                self.widen(blocks, (THREADS,), (narrow, vector, numpy.int64(head)))
         self._tick(1)
         return vector
+
+    @contextmanager
+    def _said(self, what: str) -> Iterator[None]:
+        """Raise DeviceError where NCCL refuses."""
+        try:
+            yield
+        except self.nccl.NcclError as error:
+            raise DeviceError(f"NCCL could not {what}: {error}. With NCCL_DEBUG=WARN it says more") from error
 
     def _narrow(self, vector: Array, head: int) -> Array:
         if vector.dtype != numpy.float32:
