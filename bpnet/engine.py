@@ -85,15 +85,15 @@ class Engine:
         self.checks = schedules_of((layout.network, self.penalties))
         self.schedules = tuple(self.checks)  # of options of layers and penalties
         gradient = self.plain_gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
-        self.ranked: RankedStep | None = None
-        if not self.ranks.alone:
-            self.ranked = import_module("bpnet.distributed.step").RankedStep(self)
         self.sparse: SparseStep | None = None
         if any(getattr(layer, "sparse", False) for layer in parts_of(layout.network, Layer)):
             from bpnet.sparse import sparse_step
 
             given = self.penalties, backend, self.compile, self.carry[2]
             self.sparse = sparse_step(layout, self.optimizer, gradient, *given)
+        self.ranked: RankedStep | None = None
+        if not self.ranks.alone:
+            self.ranked = import_module("bpnet.distributed.step").ranked_step(self)
         step: Any = self.sparse or training_step(layout, self.optimizer, gradient)
         plain = outputs(layout, views, self.precision)
         self.outputs = backend.compile(plain, choice=self.compile)
@@ -283,6 +283,7 @@ class Engine:
 
     def _diverged(self, good: Snapshot, value: Array, batch: Batch) -> DivergedError:
         """Go back to `good` from what a step on the batch left, and say what is not finite there, and where."""
+        self.ranks.check()  # a sum that was given up is no divergence
         left = self.state.now
         self.restore(good)
         with self.looking():
@@ -335,6 +336,8 @@ class Engine:
         with self.session(data.count):
             plain = self.compile is False or current.reference
             explain = partial(Backend.explain, self.backend) if plain else self.backend.explain
+            if self.ranked is not None:
+                return Text(self.ranked.explain(explain, batch, self.carry, hyperparameters, number))
             text = explain(function, args) if self.sparse is None else self.sparse.explain(explain, function, args)
         takes, (x, *others) = self.layout.network.takes, batch
         given += (

@@ -256,7 +256,8 @@ class Layer(Registered, kind="layer"):
     """Base of all layers.  Subclasses are frozen dataclasses; writing one takes the four methods below."""
 
     couples_rows: ClassVar[bool] = False
-    """Whether a row of the output depends on other rows; the batch is then never cut into blocks."""
+    """Whether a row of the output depends on other rows; the batch is then never cut into blocks, but each of several
+    ranks has its own part of it, and sums over all of them are `run.all_reduce`'s."""
     stochastic: ClassVar[bool] = False
     """Whether the layer draws random numbers."""
     schedulable: ClassVar[Mapping[str, Callable[[str, Any], float]]] = {}
@@ -302,7 +303,10 @@ class Layer(Registered, kind="layer"):
         raise NotImplementedError
 
     def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
-        """New values of the buffers after a training step, from what forward saw."""
+        """New values of the buffers after a training step, from what forward saw.
+
+        Of several ranks each has seen its own rows, and the mean of what they give is kept, by rows.
+        """
         return {}
 
     def summary(self, x: Any) -> Any:

@@ -23,6 +23,8 @@ PARTS_TRIED = 1024
 def step_error(engine: "Engine", error: Exception, batch: Batch) -> OutOfMemoryError:
     """The error to raise where a training step on that batch failed for want of memory."""
     x, _, _, rows = batch
+    if x is None:  # of several ranks one that has no rows
+        return OutOfMemoryError(f"a training step needs more memory than there is: {error}")
     # where tables are sparse the gradient is not one vector
     attempt = None if engine.sparse is not None else partial(_try_step, engine, batch)
     return _error(engine, error, row_count(x if rows is None else rows), True, attempt)
@@ -47,7 +49,7 @@ def _trying(engine: "Engine") -> Iterator[int]:
     Gives how many threads will be at work, each on rows of its own and with gradients of its own.
     """
     threads, before = max(current.session.threads, 1), current.inside
-    held = [engine.backend.empty_vector(engine.layout.size, engine.carry[0]) for _ in range(3 * (threads - 1))]
+    held = [engine.backend.empty_vector(engine.layout.size, engine.carry[0]) for _ in range(4 * (threads - 1) + 2)]
     try:
         current.inside = True
         yield threads

@@ -41,15 +41,18 @@ def test_batch_norm_of_one_process_is_the_same_synchronised_or_not(library: Any)
 
 
 def test_running_statistics_are_the_mean_over_ranks(library: Any) -> None:
-    """Of what each has seen of its rows, where nothing is synchronised."""
-    lib = library("numpy")
+    """Of what each has seen of its rows, where nothing is synchronised; other buffers keep their bits."""
+    lib, constant = library("numpy"), bp.Standardize(tuple(X[0].tolist()))
 
     def step(ranks: Any) -> Any:
-        trainer = bp.Trainer(bp.Sequential(bp.BatchNorm(), bp.Dense(3)), "cross_entropy", "sgd", distributed=ranks)
+        network = bp.Sequential(bp.Parallel(bp.BatchNorm(), constant), bp.Dense(3))
+        trainer = bp.Trainer(network, "cross_entropy", "sgd", distributed=ranks)
         trainer.step(lib.array(X), lib.array(Y))
-        return trainer.buffers
+        buffers = trainer.layout.unpack(trainer.buffers, buffers=True)
+        np.testing.assert_array_equal(buffers["0.1.mean"], X[0])
+        return [*buffers["0.0.mean"], *buffers["0.0.var"]]
 
-    parts = X[:8], X[8:17], X[17:]
+    parts = X[:8], X[8:17], X[17:]  # which aren't of the same size
     shares = [len(part) / len(X) * part.var(axis=0, ddof=1) for part in parts]
     mean, var = 0.1 * X.mean(axis=0), 0.9 + 0.1 * sum(shares)
     for buffers in threads(3, step):
@@ -106,6 +109,38 @@ def test_one_row_of_all_ranks_changes_no_running_statistics(library: Any) -> Non
     np.testing.assert_array_equal(found[0], np.ones((1, 3)))
     for name, value in found[3].items():
         np.testing.assert_array_equal(value, p[name])
+
+
+@dataclass(frozen=True)
+class MeanOff(bp.Layer):
+    """y = x - the mean of x over all rows, whose sums it keeps: a layer of one's own that needs those of all ranks."""
+
+    couples_rows = True
+    communicates = True
+
+    def init(self, rng: bp.Rng, in_shape: Any) -> dict[str, Any]:
+        return {"sum": bp.Leaf(rng.full(in_shape, 0.0), trainable=False)}
+
+    def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
+        total = run.all_reduce(run.sum_rows(x))
+        return x - total * (1.0 / len(X)), total
+
+    def backward(self, run: bp.Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> Any:
+        return dy - run.all_reduce(run.sum_rows(dy)) * (1.0 / len(X)), {}
+
+    def update_buffers(self, run: bp.Run, p: Any, cache: Any) -> dict[str, Any]:
+        return {"sum": p["sum"] + cache}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_layer_of_ones_own_sums_over_ranks(compiled: bool, library: Any) -> None:
+    if compiled:
+        pytest.importorskip("llvmlite", reason="llvmlite is not installed")
+    lib = library("numpy")
+    expected = trained(lib, MeanOff(), compile=compiled)
+    for found in threads(3, lambda ranks: trained(lib, MeanOff(), ranks, compile=compiled)):
+        for some, one in zip(found, expected, strict=True):
+            np.testing.assert_allclose(some, one, rtol=1e-12, atol=1e-13)
 
 
 @dataclass(frozen=True, init=False)

@@ -30,6 +30,7 @@ def calls(ranks):
     rank, size = ranks.rank, ranks.size
     found = {
         "rank": (rank, size),
+        "described": ranks.describe(),
         "local": (ranks.local_rank, ranks.local_size),
         "gathered": ranks.all_gather({"rank": rank}),
     }
