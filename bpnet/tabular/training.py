@@ -10,6 +10,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal, Never
 
+import numpy as np
+
 from bpnet.backends import Array
 from bpnet.backends.interrupts import ends_sessions
 from bpnet.callbacks.base import Callback, check_callbacks
@@ -21,10 +23,11 @@ from bpnet.layers.activation import Activation
 from bpnet.losses.base import Loss
 from bpnet.metrics.base import Metric
 from bpnet.optimizers.base import Optimizer
-from bpnet.options import flag, number, whole
+from bpnet.options import choice, flag, number, whole
 from bpnet.schedules import Schedule
 from bpnet.step import Snapshot
 from bpnet.tabular.design import Design, check_finite, design_of, encoded, first_rows, take, wide_column
+from bpnet.tabular.files import TableFile, in_memory_or_not
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.goals import (
     as_type,
@@ -49,7 +52,7 @@ from bpnet.tabular.splits import split
 from bpnet.trainer import Trainer
 from bpnet.typing import ActivationName, CallbackName, LossName, MetricName, OptimizerName, Precision
 
-OF_FIT = ("callbacks", "progress", "checkpoint", "every", "resume")
+OF_FIT = ("callbacks", "progress", "checkpoint", "every", "resume", "stream", "bad_rows")
 """Options of `train_table` that are none of the training itself."""
 ROWS = 1 << 14
 """Rows that are evaluated at a time."""
@@ -88,12 +91,15 @@ def train_table(
     checkpoint: str | os.PathLike[str] | None = None,
     every: int | None = None,
     resume: bool = False,
+    stream: bool | None = None,
+    bad_rows: Literal["error", "skip"] = "error",
     **unknown: Never,
 ) -> TableModel:
     """Train a model that predicts a column of a table, or what `target` has for every row.
 
         model = bp.train_table(frame, "species")
         model.predict(frame)
+        model = bp.train_table("flights.parquet", "delay")
 
     A share of the rows is held out, the same share of each class.  Training stops when the loss on them has not fallen
     for a while, and the best epoch is kept.  Categories, gaps and the scale of numbers are found in the other rows
@@ -102,7 +108,7 @@ def train_table(
 
     Parameters
     ----------
-    table : a DataFrame, an array, ...: see `TableModel`
+    table : a DataFrame, an array, ...: see `TableModel`; or the path of a Parquet or Arrow file, or of a folder of them
     target : the name of a column, or a list of them; or an array with a label or a quantity for every row
     hidden, dropout, batch_size, epochs : units of the hidden layers, dropout rate, rows per step, and the largest
         number of epochs; None for what suits the number of rows: see `bpnet.tabular.sizing`
@@ -124,6 +130,10 @@ def train_table(
     callbacks, progress : as in `Trainer.fit`
     checkpoint, every, resume : a folder for checkpoints, steps from one to the next, and whether to go on from the
         newest, as in `Trainer.fit`; each is a file of a TableModel
+    stream : whether rows of a file stay there, and are read anew in every epoch: see `bpnet.tabular.streaming`.  None
+        does so where they would take more than half of the free memory
+    bad_rows : of a file that is streamed, whether a row with an infinite number, or with a target that the loss does
+        not take, is an "error", or left out and counted, "skip"
 
     Raises DataError, DTypeError, ShapeError, OptionError, UnknownNameError; DivergedError where training diverged.
     Warns of columns that never vary, that give the target away or that number the rows, and of classes of which no row
@@ -132,7 +142,14 @@ def train_table(
     given = locals()
     listeners = check_callbacks([callbacks] if isinstance(callbacks, str) else callbacks)
     options = {name: given[name] for name in TrainingOptions.__dataclass_fields__}
-    training = prepare(table, target, TrainingOptions.named(options | unknown, OF_FIT))
+    named = TrainingOptions.named(options | unknown, OF_FIT)
+    choice("bad_rows", bad_rows, ("error", "skip"))
+    if isinstance(table := in_memory_or_not(table, stream), TableFile):
+        from bpnet.tabular.streaming import prepare_file
+
+        training: TableTraining = prepare_file(table, target, named, bad_rows=bad_rows)
+    else:
+        training = prepare(table, target, named)
     for text in training.warnings():
         warnings.warn(text, BpnetWarning, stacklevel=users_line())
     saving: dict[str, Any] = {"checkpoint": checkpoint, "every": every, "resume": flag("resume", resume)}
@@ -147,8 +164,10 @@ class TableTraining:
     frame, y : all rows with a target, as they came; `rows` and `held_out` are the numbers of those that are trained on
         and held out
     seen, unseen, apart : these rows, and those that are kept apart, as `Trainer.fit` takes them: (x, y) or
-        (x, y, weight); None where there are none
+        (x, y, weight), or a stream alone; None where there are none
     model : the `TableModel`
+    sample : rows that are trained on, as the network takes them: all of them, or some of a stream
+    judged : rows by which the model is judged, as (x, y): those held out, or where none are `sample`
     remarks : what is suspicious about the columns
     wide : what made float64 necessary, None where nothing did
     best_epoch : the epoch that was kept, None where no rows are held out or early stopping is off
@@ -174,6 +193,8 @@ class TableTraining:
         self.design, self.notes, self.remarks, self.wide = design, list(notes), list(remarks), wide
         self.best_epoch: int | None = None
         self.stopping: BestEpoch | None = None
+        self.sample: Any = self.seen[0]
+        self.judged: Sequence[Any] = self.unseen or self.seen
 
     @property
     def epochs(self) -> int:
@@ -196,13 +217,12 @@ class TableTraining:
         An interrupt keeps what was learnt so far, or the best epoch if that is better.
         """
         trainer = self.model.trainer
-        x, y = self.seen[:2]
         weight = self.seen[2] if len(self.seen) > 2 else None
         left = self.epochs if resume else self.epochs - len(trainer.history)
         stopping = self.begin_stopping()
         own = [] if stopping is None else [stopping]
         if not trainer.history.epochs:
-            self.design.start(trainer, x)
+            self.design.start(trainer, self.sample)
         metrics = list(self.options.metrics)  # each of which takes another pass over the rows that are trained on
         more: dict[str, Any] = {"epochs": left, "batch_size": self.size.batch_size, "metrics": metrics}
         more["drop_last"] = self.design.recipe is not None  # at its high rates, a step by a few rows would lead far off
@@ -212,7 +232,7 @@ class TableTraining:
             more |= {"checkpoint": folder, "every": every, "resume": resume}
         try:
             if left > 0:
-                trainer.fit(x, y, callbacks=[*own, *callbacks], **more)
+                trainer.fit(*self.seen[:2], callbacks=[*own, *callbacks], **more)
         except KeyboardInterrupt:
             self._keep_best(halfway=True)
             raise
@@ -351,10 +371,11 @@ def _prepared(
         (x, *(take(array, rows) for array in (answers, weight) if array is not None)) if len(rows) else None
         for x, rows in zip(inputs, lots, strict=True)
     ]
-    if labels is not None and len(parts[1]):
-        notes += identifiers(labels, what) or rare_classes(labels, parts[1], goal)
+    sizes = None if labels is None else np.bincount(labels, minlength=len(goal.classes))
+    if labels is not None and sizes is not None and len(parts[1]):
+        notes += identifiers(sizes, what) or rare_classes(labels[parts[1]], sizes, goal)
     elif options.validation > 0 and not len(parts[1]):
-        odd = [] if labels is None else identifiers(labels, what)
+        odd = [] if sizes is None else identifiers(sizes, what)
         none = "no class has two rows, so that none is held out: what is learnt is not tried on other rows"
         notes.append("; ".join([*odd, none]))
     return TableTraining(options, size, frame, y, parts, data, model, design, notes, remarks, wide)
