@@ -1,9 +1,12 @@
 """What is told of a training while it runs, and what ends it."""
 
 import signal
+import time
+from contextlib import suppress
 from types import FrameType
 
 import bpnet as bp
+from bpnet.callbacks.progress import default_stream, redraws
 from bpnet.cli import terminal
 from bpnet.cli.terminal import JSON
 from bpnet.errors import plural
@@ -66,6 +69,23 @@ class Interrupt(bp.Callback):
 
     def on_epoch_end(self, trainer: bp.Trainer, record: JSON) -> None:
         trainer.stop = trainer.stop or self.number > 0
+
+
+class Reading:
+    """Says how much of a file has been read, where a line can be written anew; a signal that has come ends it."""
+
+    def __init__(self, name: str, interrupt: Interrupt, shows: bool) -> None:
+        self.name, self.interrupt, self.stream = name, interrupt, default_stream()
+        self.shows, self.last = shows and redraws(self.stream), 0.0
+
+    def __call__(self, share: float) -> None:
+        if self.interrupt.number:
+            terminal.stop(self.interrupt.number)
+        if self.shows and self.stream is not None and (share >= 1.0 or time.monotonic() > self.last + 0.1):
+            self.last = time.monotonic()
+            with suppress(OSError):
+                self.stream.write("\r\x1b[K" + (f"reading {self.name}: {share:.0%}" if share < 1.0 else ""))
+                self.stream.flush()
 
 
 class Resumed(bp.Callback):

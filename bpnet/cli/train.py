@@ -25,13 +25,15 @@ from bpnet.cli.folding import after_folds, cross_validate, figures_over, summary
 from bpnet.cli.model import check_metric_names, evaluate_rows, location, rows_from_one, scores, warn_of_useless
 from bpnet.cli.options import KINDS, text_options
 from bpnet.cli.plotting import TERMINAL, check_plot, draw
-from bpnet.cli.progress import Interrupt, Report, Resumed
+from bpnet.cli.progress import Interrupt, Reading, Report, Resumed
 from bpnet.cli.reporting import check_report, figures_of, lines_of
 from bpnet.cli.searching import best_of, check_search, find_options
+from bpnet.cli.streamed import file_of, in_bytes, judged, prepared, unfit
 from bpnet.cli.terminal import JSON, AsJSON, Data, device_of
 from bpnet.errors import BpnetError, DataError, DivergedError, DTypeError, OptionError, PathError, plural, shown
 from bpnet.files.folder import Folder
-from bpnet.tabular.goals import rows_of
+from bpnet.options import choice
+from bpnet.tabular.files import TableFile
 from bpnet.tabular.leaks import remembered
 from bpnet.tabular.options import TrainingOptions
 from bpnet.tabular.training import TableTraining, prepare
@@ -69,6 +71,8 @@ def train(
     backend: of.Library = "numpy",
     precision: of.Precision = "float32",
     threads: of.Threads = None,
+    stream: of.Stream = None,
+    bad_rows: of.BadRows = "error",
     checkpoint: of.Checkpoint = None,
     every: of.Every = None,
     resumed: of.Resume = False,
@@ -141,8 +145,14 @@ def train(
         types=parse_types(types),
         text=text_options(sep, encoding, missing),
     )
-    dataset = read(data, request)
-    table, goal = table_of(dataset)
+    choice("--bad-rows", bad_rows, ("error", "skip"))
+    file = file_of(data, stream)
+    if file is not None:
+        unfit(file, stream, folds=folds, search=search)
+    elif bad_rows == "skip":
+        raise OptionError(f"--bad-rows skip is for files that are streamed, and {data} is read at once: give --stream")
+    dataset = None if file is not None else read(data, request)
+    table, goal = (None, None) if dataset is None else table_of(dataset)
     interrupt, began = Interrupt(), time.perf_counter()
     shows = not quiet and (sys.stderr.isatty() or not as_json)
     with terminal.signals_handled(interrupt.receive):
@@ -153,11 +163,16 @@ def train(
                 rates, out_of_fold = cross_validate(table, goal, options, folds, interrupt, shows)
         with options_named(), rows_from_one():
             final = options if not folds else after_folds(options, rates)
-            training = prepare(table, goal, final)
+            if file is not None:
+                reading = Reading(file.name, interrupt, shows)
+                training, dataset = prepared(file, request, final, bad_rows, reading)
+            else:
+                training = prepare(table, goal, final)
+        assert dataset is not None
         for text in training.warnings(lambda names: " ".join(f"--drop {name!r}" for name in names)):
             terminal.warn(in_options(text))
         if not (quiet or as_json):
-            announce(dataset, training, search)
+            announce(dataset, training, search, file)
         found = None
         if search:
             make = partial(prepare, table, goal)
@@ -212,10 +227,8 @@ def train(
             if out_of_fold is not None:
                 figures = out_of_fold.figures(dataset, training.model, rates)
             else:
-                none = not len(training.held_out)
-                which = " that it was trained on, as none were held out" if none else " held out from training"
-                rows = training.held_out if len(training.held_out) else None
-                figures = figures_of(training.model, dataset, rows, which)
+                rows = training.held_out if len(training.held_out) and file is None else None
+                figures = figures_of(training.model, dataset, rows, judged(training))
             shown = [] if quiet else lines_of(figures)
             if report is not None:
                 figures.html(report)
@@ -226,8 +239,7 @@ def train(
             if plot == TERMINAL:
                 curves()
         if not problems and not result["interrupted"] and class_weight is None:
-            judged = training.held_out if len(training.held_out) else training.rows
-            warn_of_useless(training.model, result, rows_of(training.y, judged))
+            warn_of_useless(training.model, result, training.judged_y)
         if problems:
             terminal.warn(f"{problems[0]}. {outcome}")
             raise typer.Exit(2)
@@ -308,7 +320,7 @@ def table_of(dataset: Dataset) -> tuple[Any, Any]:
     return table, names
 
 
-def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> None:
+def announce(dataset: Dataset, training: TableTraining, trials: int | None, file: TableFile | None) -> None:
     """What is to be trained on what, in a line; of so many trials each has a network of its own."""
     model, trainer = training.model, training.model.trainer
     where, target = location(trainer), model.target
@@ -317,9 +329,10 @@ def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> N
     subject = kinds.get(target.kind, f"{' and '.join(names)} {'are numbers' if len(names) > 1 else 'is a number'}")
     wide = f", in float64 because of {training.wide}" if training.wide else ""
     size = plural(trials, "trial") if trials else plural(trainer.layout.size, "parameter")
+    streamed = "" if file is None else f"; streamed, as all rows would take {in_bytes(file.size)} or more"
     terminal.show(
         f"{dataset.name}: {plural(len(training.rows), 'row')} to train on, {len(training.held_out):,} held out; "
-        f"{subject}; {size}; {where['backend']} on {where['device']}{wide}"
+        f"{subject}; {size}; {where['backend']} on {where['device']}{wide}{streamed}"
     )
 
 
@@ -343,7 +356,7 @@ def fit(training: TableTraining, interrupt: Interrupt, callbacks: Sequence[Any],
 def judge(training: TableTraining, metrics: Sequence[str], problems: list[BpnetError]) -> JSON:
     """The figures of the rows held out, or of all; adds to the problems where the loss is not finite."""
     figures: JSON = {"loss": math.nan, "accuracy": None}
-    x, y = (training.unseen or training.seen)[:2]
+    x, y = training.judged[:2]
     try:
         figures = evaluate_rows(training.model, x, y, metrics)
         if not problems and not math.isfinite(figures["loss"]):
@@ -364,8 +377,8 @@ def save(training: TableTraining, output: Path, fingerprint: str, result: JSON) 
     if result["diverged"] and not math.isfinite(result["loss"]):
         return "No model was written: none with a finite loss is left"
     unseen = training.unseen and training.unseen[:2]
-    seen = remembered(training.seen[0], training.seen[1], unseen)
-    model.settings = {**model.settings, "fingerprint": fingerprint, "seen": seen, "training": result}
+    seen = {} if len(training.seen) < 2 else {"seen": remembered(training.seen[0], training.seen[1], unseen)}
+    model.settings = {**model.settings, "fingerprint": fingerprint, **seen, "training": result}
     try:
         model.save(output)
     except PathError as error:

@@ -56,7 +56,9 @@ def in_memory_or_not(table: Any, stream: bool | None) -> Any:
     stream = stream if stream is None else flag("stream", stream)
     if not isinstance(table, str | os.PathLike):
         if stream:
-            raise OptionError("stream=True is for tables in files: pass the path of a Parquet or Arrow file, or of a folder")
+            raise OptionError(
+                "stream=True is for tables in files: pass the path of a Parquet or Arrow file, or of a folder"
+            )
         return table
     file = TableFile(table)
     return file if streams(file, stream) else file.whole()
@@ -138,7 +140,9 @@ class TableFile:
             if self.schema is None:
                 self.schema = schema
             elif schema.names != self.schema.names or schema.types != self.schema.types:
-                odd = next((f for f in schema if f not in self.schema), None) or next(f for f in self.schema if f not in schema)
+                odd = next((f for f in schema if f not in self.schema), None) or next(
+                    f for f in self.schema if f not in schema
+                )
                 raise DataError(
                     f"{file} has other columns than {self.paths[0]}, first {odd.name!r} ({odd.type}): expected the same"
                 )
@@ -183,14 +187,15 @@ class TableFile:
 
     # ---- reading ------------------------------------------------------------------------------------------------
 
-    def whole(self) -> Any:
+    def whole(self, columns: Sequence[str] | None = None) -> Any:
         """All rows, as a table of Arrow."""
         assert self.schema is not None
-        pieces = [table for _, table in self.tables(self.names)]
-        return self.arrow.concat_tables(pieces) if pieces else self.schema.empty_table().select(self.names)
+        columns = self.names if columns is None else list(columns)
+        pieces = [table for _, table in self.tables(columns)]
+        return self.arrow.concat_tables(pieces) if pieces else self.schema.empty_table().select(columns)
 
     def frames(self, columns: Sequence[str], start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Frame]]:
-        """Some columns of the rows from `start` to `stop`, at most ROWS at a time, each with the number of its first."""
+        """Some columns of rows from `start` to `stop`, at most ROWS at a time, each with the number of the first."""
         for first, table in self.tables(columns, start, stop):
             yield first, Frame.of(table, self.name)
 

@@ -51,9 +51,7 @@ def output_for(y: Array, loss: Loss, what: str) -> Output:
     return output_of(mean, deviation, lost, (y.min(axis=0), y.max(axis=0)), loss, what)
 
 
-def output_of(
-    mean: Array, deviation: Array, lost: Array, ends: tuple[Array, Array], loss: Loss, what: str
-) -> Output:
+def output_of(mean: Array, deviation: Array, lost: Array, ends: tuple[Array, Array], loss: Loss, what: str) -> Output:
     """The same of moments of the quantities, and of the least and the largest of each."""
     found = _output(mean, deviation, lost, loss, what)
     return dataclasses.replace(found, range=(ends[0].tolist(), ends[1].tolist()))

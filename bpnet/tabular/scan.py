@@ -1,6 +1,6 @@
 """What is learnt of a table that is read once, block by block: a sample of its rows, and what a sample could miss."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,7 +115,9 @@ class Answers:
         if len(self.samples) <= i and column.rows:
             self.samples.append(column.take(slice(0, 1)))
         if column.codes is not None:
-            self.tallies[i].add(column.values.tolist(), np.bincount(column.codes, minlength=len(column.values)).tolist())
+            self.tallies[i].add(
+                column.values.tolist(), np.bincount(column.codes, minlength=len(column.values)).tolist()
+            )
         elif self.few[i]:
             values, counts = np.unique(column.values, return_counts=True)
             self.tallies[i].add(values.tolist(), counts.tolist())
@@ -352,8 +354,11 @@ class Scan:
         return {name for name, feature in self.features.items() if feature.gaps}
 
 
-def scan(rows: Rows, expected: int, types: Mapping[str, str]) -> Scan:
-    """Read all rows that count; `expected` is about how many are trained on, `types` what the user says of columns."""
+def scan(rows: Rows, expected: int, types: Mapping[str, str], told: Callable[[float], None] | None = None) -> Scan:
+    """Read all rows that count; `expected` is about how many are trained on, `types` what the user says of columns.
+
+    `told` is called with the share of the rows that has been read.
+    """
     features = {name: Feature() for name in rows.features}
     most = min(SAMPLE, max(SAMPLED // max(len(features), 1), LEAST_SAMPLE))
     share = 1.0 if expected <= most else most / expected
@@ -364,6 +369,8 @@ def scan(rows: Rows, expected: int, types: Mapping[str, str]) -> Scan:
     for unit in rows.file.units:
         trained.append(0)
         for chunk in rows.chunks(unit.start, unit.stop, skipped):
+            if told is not None and len(chunk.numbers):
+                told(int(chunk.numbers[0]) / rows.file.rows)
             own = ~chunk.held_out
             trained[-1] += int(own.sum())
             for name, feature in features.items():
@@ -373,6 +380,8 @@ def scan(rows: Rows, expected: int, types: Mapping[str, str]) -> Scan:
                 spread.add(rows.quantities(chunk.y)[own])
             sampled.append(chunk.take(own & (drawn(rows.split.seed + 1, chunk.numbers) < share)))
             held_out.append(chunk.take(chunk.held_out))
+    if told is not None:
+        told(1.0)
     if not sum(trained):
         raise DataError(f"no row of {rows.file.name} is left to train on")
     name = rows.file.name

@@ -96,7 +96,7 @@ class BySeed:
     def held_out(self, rows: Array, labels: Array | None = None) -> Array:
         """For the numbers of some rows, and those of their classes, whether each is held out."""
         found = drawn(self.seed, rows) < self.fraction
-        if self.sizes is None or labels is None or not 0.0 < self.fraction:
+        if self.sizes is None or labels is None or not self.fraction > 0.0:
             return found
         least = math.ceil(math.log(NEVER) / math.log(self.fraction))
         return found & (self.sizes >= least)[labels]

@@ -4,22 +4,21 @@ as they are needed."""
 import itertools
 import warnings
 from bisect import bisect_right
-from functools import cached_property
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from bpnet.backends import Array
 from bpnet.data.streams.sources import Field, Into, Passes, Source
-from bpnet.data.streams.stream import stream
-from bpnet.errors import DataError, OptionError, closest, plural
-from bpnet.losses.base import Loss
+from bpnet.data.streams.stream import Stream
+from bpnet.errors import DataError, OptionError, plural
 from bpnet.tabular.design import design_of, first_rows
 from bpnet.tabular.files import TableFile
 from bpnet.tabular.frames import Frame
-from bpnet.tabular.goals import as_type, class_table, find_goal, identifiers, rare_classes, rows_of_table, target_names
+from bpnet.tabular.goals import class_table, find_goal, identifiers, rare_classes, rows_of_table, target_names
 from bpnet.tabular.model import TableModel
 from bpnet.tabular.options import TrainingOptions
 from bpnet.tabular.remarks import LEAST, Remark, remarks_on
@@ -27,20 +26,29 @@ from bpnet.tabular.scaling import Output
 from bpnet.tabular.scan import Answers, Kept, Rows, Scan, scan
 from bpnet.tabular.schema import Schema
 from bpnet.tabular.splits import BySeed
-from bpnet.tabular.target import Target
 from bpnet.tabular.training import TableTraining
 from bpnet.trainer import Trainer
 
 HELD_OUT, HELD_OUT_VALUES = 1 << 20, 1 << 23
 """Rows that are held out at most, and values in all: they are kept in memory, and more would tell nothing more."""
 
-class Encoded(Source):
-    """The rows of a file that are trained on, as a network and its loss take them; `names` says what each field is.
 
-    Rows are read row group by row group: borders lie where these begin.
+class Encoded(Source):
+    """Rows of a file as a network and its loss take them; `names` says what each field is.
+
+    They are those that are trained on, or with `held_out` those that are not, or for None all of them; `counts` are
+    how many each unit of the file has.  Rows are read unit by unit: borders lie where these begin.
     """
 
-    def __init__(self, rows: Rows, counts: Sequence[int], schema: Schema, weights: Array | None) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        counts: Sequence[int],
+        schema: Schema,
+        weights: Array | None = None,
+        held_out: bool | None = False,
+    ) -> None:
+        self.held_out = held_out
         self.rows, self.schema, self.weights, self.name = rows, schema, weights, rows.file.name
         pairs = [(unit, count) for unit, count in zip(rows.file.units, counts, strict=True) if count]
         self.units = [unit for unit, _ in pairs]
@@ -52,6 +60,12 @@ class Encoded(Source):
         *x, y = self._arrays(some)[: len(self.names) - (self.weights is not None)]
         made = x[0] if len(x) == 1 else dict(zip(self.names, x, strict=False))
         return (made, y) if self.weights is None else (made, y, self.weights[self.rows.labels(some.y)])
+
+    def stream(self) -> Stream:
+        """The rows as a training takes them."""
+        inputs = self.names[: self.names.index("y")]
+        names = inputs if len(inputs) > 1 else None
+        return Stream(self, names, has_y=True, has_weight=self.weights is not None)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,15 +116,15 @@ class Encoded(Source):
         return parts
 
     def _unit(self, i: int) -> Iterator[list[Any]]:
-        """The rows of a row group that are trained on, some at a time."""
+        """The rows of a unit, some at a time."""
         unit = self.units[i]
         for chunk in self.rows.chunks(unit.start, unit.stop):
-            some = chunk.take(~chunk.held_out)
+            some = chunk if self.held_out is None else chunk.take(chunk.held_out == self.held_out)
             if len(some.numbers):
                 yield self._arrays(Kept(some.numbers, some.frame, some.y))
 
     def where(self, row: int) -> str:
-        return f"row {row:,} of those of {self.name} that are trained on"
+        return f"row {row:,} of those of {self.name} that are used"
 
     def fingerprint(self) -> str:
         return repr([super().fingerprint(), self.rows.file.stamps])
@@ -129,6 +143,10 @@ class StreamedTraining(TableTraining):
 
     numbers: Array
 
+    @property
+    def judged_y(self) -> Any:
+        return self.y
+
 
 def prepare_file(
     file: TableFile,
@@ -137,10 +155,12 @@ def prepare_file(
     *,
     features: Sequence[str] | None = None,
     bad_rows: str = "error",
+    told: Callable[[float], None] | None = None,
 ) -> StreamedTraining:
     """The training that `train_table` describes on the rows of a file, which stay there.
 
-    A first pass reads the target, a second one all that is to be known of the columns: see `Scan`.
+    A first pass reads the target, a second one all that is to be known of the columns: see `Scan`; `told` is called
+    with the share of it that is done.
     """
     names = _targets(target, file)
     name = names[0] if len(names) == 1 else None
@@ -160,7 +180,7 @@ def prepare_file(
     share = min(options.validation, min(HELD_OUT, HELD_OUT_VALUES // len(wanted)) / answers.rows)
     split = BySeed(options.seed, share, sizes)
     rows = Rows(file, tuple(wanted), names, goal, loss, split, what, bad_rows == "skip")
-    found = scan(rows, round(answers.rows * (1.0 - share)), types)
+    found = scan(rows, round(answers.rows * (1.0 - share)), types, told)
     notes = _notes(file, answers, found)
     frame, remarks = _looked_at(found, name or "y", file)
     idle = {column for remark in remarks if remark.kind in ("empty", "constant") for column in remark.names}
@@ -216,7 +236,7 @@ def _training(
         notes.append("no row is held out: what is learnt is not tried on other rows")
     looked_at = held_out or found.sample
     parts = range(count), np.arange(0 if held_out is None else len(looked_at.numbers))
-    data = [(stream(source),), unseen]
+    data = [(source.stream(),), unseen]
     made = StreamedTraining(
         options, size, looked_at.frame, looked_at.y, parts, data, model, design, notes, remarks, wide
     )
@@ -243,11 +263,12 @@ def _notes(file: TableFile, answers: Answers, found: Scan) -> list[str]:
     notes = []
     if answers.gaps:
         has, shown = "have" if answers.gaps > 1 else "has", " or ".join(map(repr, answers.names))
-        notes.append(
-            f"{plural(answers.gaps, 'row')} of {file.name} {has} no {shown}, first in row {answers.first_gap:,}: left out"
-        )
+        first = f"first in row {answers.first_gap:,}"
+        notes.append(f"{plural(answers.gaps, 'row')} of {file.name} {has} no {shown}, {first}: left out")
     if found.skipped.rows:
-        notes.append(f"{plural(found.skipped.rows, 'row')} of {file.name} left out, of which the first: {found.skipped.why}")
+        notes.append(
+            f"{plural(found.skipped.rows, 'row')} of {file.name} left out, of which the first: {found.skipped.why}"
+        )
     return notes
 
 

@@ -38,6 +38,7 @@ from bpnet.tabular.goals import (
     identifiers,
     quantities,
     rare_classes,
+    rows_of,
     rows_of_table,
     target_names,
     with_target,
@@ -48,7 +49,7 @@ from bpnet.tabular.remarks import Remark, remarks_on
 from bpnet.tabular.scaling import output_for
 from bpnet.tabular.schema import Schema
 from bpnet.tabular.sizing import Size
-from bpnet.tabular.splits import split
+from bpnet.tabular.splits import BySeed, split
 from bpnet.trainer import Trainer
 from bpnet.typing import ActivationName, CallbackName, LossName, MetricName, OptimizerName, Precision
 
@@ -199,6 +200,11 @@ class TableTraining:
     @property
     def epochs(self) -> int:
         return self.size.epochs
+
+    @property
+    def judged_y(self) -> Any:
+        """The target of the rows by which the model is judged, as it came."""
+        return rows_of(self.y, self.held_out if len(self.held_out) else self.rows)
 
     def warnings(self, drop: Any = None) -> list[str]:
         """Warnings to give before the training begins; `drop` says how columns are left out."""
@@ -386,15 +392,22 @@ def split_settings(rows: int, options: TrainingOptions) -> dict[str, Any]:
     return {"rows": rows, "fraction": options.validation, "seed": options.seed}
 
 
-def held_out_rows(model: TableModel, rows: int, y: Any) -> Array | None:
+def held_out_rows(model: TableModel, rows: int, y: Any, numbers: Array | None = None) -> Array | None:
     """The numbers of the rows that were held out of a table when a model was trained on it, None where none were.
 
-    `rows` and y are of that table, y without rows that have none.  Raises ArgumentError, OptionError or LookupError
-    where the model's settings are damaged.
+    `rows` and y are of that table, y without rows that have none; `numbers` are those in the file (None: all are
+    there).  Raises ArgumentError, OptionError or LookupError where the model's settings are damaged.
     """
     known = model.settings["split"]
     fraction, seed = number("fraction", known["fraction"], 0.0, 1.0, closed="left"), whole("seed", known["seed"], 0)
-    if fraction == 0.0 or rows != known["rows"]:
+    by_row = known.get("by") == "row"
+    if fraction == 0.0 or (not by_row and rows != known["rows"]):
         return None
-    found = split(rows, fraction, seed, class_numbers(model.target, y))[1]
+    labels = class_numbers(model.target, y)
+    if by_row:
+        sizes = None if labels is None else np.bincount(labels, minlength=len(model.target.classes))
+        numbers = np.arange(rows) if numbers is None else numbers
+        found = np.flatnonzero(BySeed(seed, fraction, sizes).held_out(numbers, labels))
+    else:
+        found = split(rows, fraction, seed, labels)[1]
     return found if len(found) else None
