@@ -40,87 +40,139 @@ def loss_and_gradient(
     *,
     layout: Layout,
     loss: Loss,
+    clip_norm: float | None = None,
+    penalties: Sequence[Penalty] = (),
+    schedules: tuple[Schedule, ...] = (),
+    **options: Any,
+) -> tuple[Array, Array, Array | None]:
+    """The loss of a batch, its gradient with respect to `theta`, clipped, and new buffers, if the network has any.
+
+    `rows` are those of the arrays to take (None: all), and `number` is the step's, from which masks are drawn.  Where
+    layers or penalties have `schedules`, it is a tuple: that of the step, and of each.  For `options` see
+    `part_of_gradient`.
+    """
+    xp = backend.xp
+    total = float(row_count(x) if rows is None else rows.shape[0])
+    if weight is not None:
+        total = xp.sum(weight if rows is None else xp.take(weight, rows))
+        least = float(xp.finfo(theta.dtype).smallest_normal)
+        total = xp.maximum(total, least)  # rows of no weight: no loss, not NaN
+    batch = x, y, weight, rows, number, total
+    options |= {"layout": layout, "loss": loss, "schedules": schedules}
+    value, grad, updated = part_of_gradient(backend, theta, buffers, *batch, **options)
+    of_step: dict[str, Any] = {"layout": layout, "penalties": penalties, "clip_norm": clip_norm, "schedules": schedules}
+    return *finished(backend, theta, value, grad, number, total, **of_step), updated
+
+
+def part_of_gradient(
+    backend: Backend,
+    theta: Array,
+    buffers: Array,
+    x: Input,
+    y: Array | None,
+    weight: Array | None,
+    rows: Array | None,
+    number: Any,
+    total: Any,
+    first_row: Any = 0,
+    *,
+    layout: Layout,
+    loss: Loss,
     views: Callable[[Backend, Array, Array], Params] | None = None,
     seed: int = 0,
     training: bool = True,
     precision: str = "float32",
     micro_batch: int | None = None,
-    clip_norm: float | None = None,
     schedules: tuple[Schedule, ...] = (),
-    penalties: Sequence[Penalty] = (),
     grad_buffers: list[GradBuffer] | None = None,
-    block: int = 0,
-    total: Any = None,
 ) -> tuple[Array, Array, Array | None]:
-    """The loss of a batch, its gradient with respect to `theta`, clipped, and new buffers, if the network has any.
+    """What these rows contribute to the loss and the gradient of a batch whose weight is `total`, and new buffers.
 
-    `rows` are those of the arrays to take (None: all), and `number` is the step's, from which masks are drawn.  `views`
-    is `layout.views`, or gives the same.  `precision` is that of products.  `micro_batch` is the most rows of a block,
-    where rows may be parted.  `grad_buffers` keeps the memory of gradients from one call to the next, for a caller who
-    is then done with the last one.  Where layers or penalties have `schedules`, `number` is a tuple: that of the step,
-    and of each.
-
-    A batch of several blocks is the sum of such calls, each with the number of its block and the `total` weight.
+    That of the batch is the sum over its parts.  Of these rows the first has the number `first_row` in it, from which
+    masks are drawn.  `views` is `layout.views`, or gives the same.  `precision` is that of products.  `micro_batch` is
+    the most rows of a block, where rows may be parted.  `grad_buffers` keeps the memory of gradients from one call to
+    the next, for a caller who is then done with the last one.
     """
-    xp, network = backend.xp, layout.network
-    step, values, rows_total = number, {}, 1.0
-    if schedules:
-        step, *own = number
-        values = dict(zip(schedules, own, strict=True))
-    p = (views or layout.views)(backend, theta, buffers)
-    if total is None:
-        count = row_count(x) if rows is None else rows.shape[0]
-        total = float(count)
-        if weight is not None:
-            total = xp.sum(weight if rows is None else xp.take(weight, rows))
-            least = float(xp.finfo(theta.dtype).smallest_normal)
-            total = xp.maximum(total, least)  # rows of no weight: no loss, not NaN
-        rows_total, total = total, loss.total(total)
-        couples = network.couples_rows or network.updates_buffers
-        parts = [(0, count)] if couples else backend.blocks(count, 6.0 * layout.size)
-        if micro_batch is not None and not couples and max(stop - start for start, stop in parts) > micro_batch:
-            pieces = -(-count // micro_batch)
-            parts = [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
-        if len(parts) > 1:
-            options: dict[str, Any] = {"seed": seed, "training": training, "precision": precision, "total": total}
-            options |= {"schedules": schedules, "layout": layout, "loss": loss, "views": lambda *_: p}
-            one_block = partial(loss_and_gradient, backend, theta, buffers, number=number, **options)
-            value, grad = _sum_of_blocks(backend, one_block, (x, y, weight, rows), parts, grad_buffers)
-            if penalties:
-                of_step = partial(value_of, values=values, number=step)
-                value, grad = with_penalties(backend, layout, penalties, theta, value, grad, of_step, rows_total)
-            return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm), None
+    step, values = number_of(number, schedules)
+    xp, p = backend.xp, (views or layout.views)(backend, theta, buffers)
+    total = loss.total(total)
+
+    def of_block(
+        x: Input, y: Array | None, weight: Array | None, first: Any, pool: list[GradBuffer] | None
+    ) -> tuple[Array, Array, Array | None]:
+        network, buffer = layout.network, None
+        if backend.writable:
+            buffer = pool.pop() if pool else GradBuffer(backend, layout, theta)
+        context = backend.context(precision, None if buffer is None else buffer.of(p))
+        run = Run(backend, training, (seed, step), context, values)
+        run.first_row, run.terms, run.share = first, ([] if training else None), (weight, total)
+        part, measure = (backend.outline(network), backend.outline(loss)) if backend.traces else (network, loss)
+        output, cache = part.forward(run, p, x)
+        value, dy = measure(run, output, y, weight, total)
+        for term in run.terms or ():
+            value = value + term
+        _, grads = part.backward(run, p, cache, dy, False)
+        updates = network.update_buffers(run, p, cache) if network.updates_buffers and training else {}
+        grad = layout.join_gradients(backend, grads) if buffer is None else buffer.join(grads)
+        if pool is not None and buffer is not None:
+            pool.append(buffer)  # for the next call: the caller is done with this gradient by then
+        return value, grad, layout.join_buffers(backend, updates, buffers) if updates else None
+
+    blocks = blocks_of(backend, layout, row_count(x) if rows is None else rows.shape[0], micro_batch)
+    if len(blocks) > 1:
+        return *_sum_of_blocks(backend, of_block, (x, y, weight, rows), blocks, first_row, grad_buffers), None
     if rows is not None:
         x = each_array(lambda a: xp.take(a, rows, axis=0), x)
         y, weight = (None if a is None else xp.take(a, rows, axis=0) for a in (y, weight))
-    buffer = None
-    if backend.writable:
-        buffer = grad_buffers.pop() if grad_buffers else GradBuffer(backend, layout, theta)
-    context = backend.context(precision, None if buffer is None else buffer.of(p))
-    run = Run(backend, training, (seed, step, block), context, values)
-    run.terms, run.share = ([] if training else None), (weight, total)
-    part, measure = (backend.outline(network), backend.outline(loss)) if backend.traces else (network, loss)
-    output, cache = part.forward(run, p, x)
-    value, dy = measure(run, output, y, weight, total)
-    for term in run.terms or ():
-        value = value + term
-    _, grads = part.backward(run, p, cache, dy, False)
-    updates = network.update_buffers(run, p, cache) if network.updates_buffers and training else {}
-    grad = layout.join_gradients(backend, grads) if buffer is None else buffer.join(grads)
-    if grad_buffers is not None and buffer is not None:
-        grad_buffers.append(buffer)  # for the next call: the caller is done with this gradient by then
-    if penalties:  # of the whole batch: a block is given none
-        value, grad = with_penalties(backend, layout, penalties, theta, value, grad, run.value, rows_total)
-    if clip_norm is not None:
-        grad = clip_by_global_norm(backend, grad, clip_norm)
-    return value, grad, layout.join_buffers(backend, updates, buffers) if updates else None
+    return of_block(x, y, weight, first_row, grad_buffers)
+
+
+def blocks_of(backend: Backend, layout: Layout, count: int, micro_batch: int | None) -> list[Rows]:
+    """The blocks of so many rows, the sums over which are added up."""
+    if layout.network.couples_rows or layout.network.updates_buffers:
+        return [(0, count)]
+    blocks = backend.blocks(count, 6.0 * layout.size)
+    if micro_batch is not None and max(stop - start for start, stop in blocks) > micro_batch:
+        pieces = -(-count // micro_batch)
+        return [(count * i // pieces, count * (i + 1) // pieces) for i in range(pieces)]
+    return blocks
+
+
+def number_of(number: Any, schedules: tuple[Schedule, ...]) -> tuple[Any, dict[Schedule, Any]]:
+    """The number of a step, and those of schedules in it."""
+    if not schedules:
+        return number, {}
+    step, *own = number
+    return step, dict(zip(schedules, own, strict=True))
+
+
+def finished(
+    backend: Backend,
+    theta: Array,
+    value: Array,
+    grad: Array,
+    number: Any,
+    total: Any,
+    *,
+    layout: Layout,
+    penalties: Sequence[Penalty] = (),
+    clip_norm: float | None = None,
+    schedules: tuple[Schedule, ...] = (),
+) -> tuple[Array, Array]:
+    """The loss of a whole batch and its gradient, with penalties, and then clipped."""
+    if penalties:
+        step, values = number_of(number, schedules)
+        of_step = partial(value_of, values=values, number=step)
+        value, grad = with_penalties(backend, layout, penalties, theta, value, grad, of_step, total)
+    return value, grad if clip_norm is None else clip_by_global_norm(backend, grad, clip_norm)
 
 
 def _sum_of_blocks(
     backend: Backend,
-    one_block: Callable[..., tuple[Array, Array, Any]],
+    of_block: Callable[..., tuple[Array, Array, Any]],
     batch: Batch,
-    parts: Sequence[Rows],
+    blocks: Sequence[Rows],
+    first_row: Any,
     grad_buffers: list[GradBuffer] | None,
 ) -> tuple[Array, Array]:
     pool = [] if grad_buffers is None else grad_buffers
@@ -131,7 +183,7 @@ def _sum_of_blocks(
         except IndexError:
             own = []
         x, y, weight = take_rows(backend, batch[:3], part, batch[3])
-        value, grad, _ = one_block(x, y, weight, None, grad_buffers=own, block=number)
+        value, grad, _ = of_block(x, y, weight, first_row + part[0], own)
         return value, grad, own
 
     def add(some: tuple[Array, Array, list[GradBuffer]], more: tuple[Array, Array, list[GradBuffer]]) -> Any:
@@ -139,7 +191,7 @@ def _sum_of_blocks(
         pool.extend(more[2])  # only now: another thread may take it and write to it at once
         return value, grad, some[2]
 
-    value, grad, own = backend.total(backend.map_blocks(block, parts), add, len(parts))
+    value, grad, own = backend.total(backend.map_blocks(block, blocks), add, len(blocks))
     pool.extend(own)
     return value, grad
 

@@ -164,7 +164,7 @@ def _layer(layer: Layer) -> tuple[Any, Any]:
     layout = layout_of(layer, shapes, trains=False)
 
     def passes(b: Backend, theta: Any, buffers: Any, x: Any, dy: Any, number: Any) -> Sequence[Any]:
-        p, run = layout.views(b, theta, buffers), Run(b, True, (7, number, 0), b.context())
+        p, run = layout.views(b, theta, buffers), Run(b, True, (7, number), b.context())
         y, cache = layer.forward(run, p, x)
         dx, grads = layer.backward(run, p, cache, dy)
         updates = layer.update_buffers(run, p, cache)
@@ -190,7 +190,7 @@ def _losses() -> list[Entry]:
 
 def _loss(loss: Loss) -> tuple[Any, Any]:
     def value(b: Backend, output: Any, target: Any, weight: Any) -> Sequence[Any]:
-        run = Run(b, True, (7, 1, 0), b.context())
+        run = Run(b, True, (7, 1), b.context())
         return [*loss(run, output, target, None, float(output.shape[0])), *loss(run, output, target, weight, 7.0)]
 
     def arguments(rng: Any, rows: int) -> tuple[Any, ...]:

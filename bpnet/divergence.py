@@ -77,7 +77,7 @@ class Diagnosis:
         hint = "try a smaller learning rate, clip_norm=1.0, or inputs and targets of a smaller scale"
         x, y, weight, rows = batch
         x, y, weight = take_rows(backend, (x, y, weight), (0, row_count(x if rows is None else rows)), rows)
-        key, context = (self.seed, step, 0), backend.context(self.precision)
+        key, context = (self.seed, step), backend.context(self.precision)
         run = Run(backend, True, key, context, values)
         p = layout.views(backend, theta, buffers)
         infinite = self._not_finite(layout.parameters, theta)

@@ -6,11 +6,11 @@ What is passed in has been checked, and nobody else is at work meanwhile: both a
 import itertools
 import math
 import re
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import Array, Backend, definitions
@@ -19,10 +19,10 @@ from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.collected import Collected
 from bpnet.data.checks import check_input, check_target, detached
-from bpnet.data.loader import Batch, Loader, parts, take_rows
-from bpnet.data.memory import out_of_memory
+from bpnet.data.loader import Batch, Loader
+from bpnet.distributed.base import Communicator, on_all_ranks
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step
-from bpnet.errors import DivergedError, OutOfMemoryError
+from bpnet.errors import DivergedError
 from bpnet.layer import Input, Layer, Params, row_count
 from bpnet.layout import Layout, accepting
 from bpnet.losses.base import Loss
@@ -33,16 +33,16 @@ from bpnet.registry import parts_of
 from bpnet.schedules import Schedule, in_epochs, schedules_of
 from bpnet.step import Carry, Snapshot, Views, copied, is_elementwise, outputs, scores, training_step, vectors
 from bpnet.table import Text
+from bpnet.trying import forward_error, step_error
 
 if TYPE_CHECKING:
+    from bpnet.distributed.step import RankedStep, Share
     from bpnet.sparse import SparseStep
 
 WORK_OF_A_CALL = 2e6
 """Floating-point operations that the Python around a step takes the time of."""
 COUNTED = 2**24
 """Most rows that are evaluated at a time: float32 counts no further exactly."""
-PARTS_TRIED = 1024
-"""Parts of a batch that are tried where the whole does not fit in memory."""
 CHECKED = 32
 """Checked steps from one look at all that they carry on, and copy of it, to the next: each takes a quarter of the time
 of a small step.  With sparse tables there are the square of it."""
@@ -64,6 +64,7 @@ class Engine:
     precision: str
     micro_batch: int | None
     compile: bool | str
+    ranks: Communicator = field(default_factory=Communicator)
 
     lr_scale: float = 1.0  # by which every learning rate is multiplied
     # what `Trainer.step` took last as it came: its kind, backend, device, cost, and of a dict the names in their order
@@ -84,6 +85,9 @@ class Engine:
         self.checks = schedules_of((layout.network, self.penalties))
         self.schedules = tuple(self.checks)  # of options of layers and penalties
         gradient = self.plain_gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
+        self.ranked: RankedStep | None = None
+        if not self.ranks.alone:
+            self.ranked = import_module("bpnet.distributed.step").RankedStep(self)
         self.sparse: SparseStep | None = None
         if any(getattr(layer, "sparse", False) for layer in parts_of(layout.network, Layer)):
             from bpnet.sparse import sparse_step
@@ -186,8 +190,10 @@ class Engine:
         finally:
             self.scheduled, self.of_others = before
 
-    def advance(self, x: Input, y: Array | None, weight: Array | None, rows: Array | None) -> Array:
-        """One step on the batch; the loss before it."""
+    def advance(
+        self, x: Input, y: Array | None, weight: Array | None, rows: Array | None, share: "Share | None" = None
+    ) -> Array:
+        """One step on the batch, of which this rank has that `share` where it is no whole one; the loss before it."""
         state, backend = self.state, self.backend
         if backend.has_streams:
             backend.follow(state)
@@ -196,14 +202,15 @@ class Engine:
         numbers, number = self.hyperparameters(count - 1) if self.schedules else (own, count)
         try:
             args = x, y, weight, rows, numbers, number
+            if self.ranked is not None:
+                return self.ranked.advance(state, args, share, count)
             if current.reference:
                 carry, value = self.plain[self.step](definitions(backend), state.now[0], *args)
                 state.now = carry, count
                 return value
             return self.move(self.step, state, args, count)
         except backend.oom_errors as error:
-            most = row_count(x if rows is None else rows)
-            raise self._out_of_memory(error, most, True, partial(self._try_step, (x, y, weight, rows))) from error
+            raise step_error(self, error, (x, y, weight, rows)) from error
 
     def run_steps(
         self, x: Input, y: Array | None, weight: Array | None, rows: Array, count: int
@@ -242,7 +249,7 @@ class Engine:
 
     # ---- divergence ---------------------------------------------------------------------------------------------
 
-    def repeat(self, batches: Iterator[Batch], before: Snapshot) -> None:
+    def repeat(self, batches: Iterator[Any], before: Snapshot) -> None:
         """Repeat steps from `before` up to the one after which something is not finite, and raise what says so."""
         left = self.state.now
         self.restore(before)
@@ -254,11 +261,12 @@ class Engine:
         self.restore(before)
         with self.looking():
             what = self.diagnosis.first_changed(left[0], before[0]) or "a loss"
-        raise DivergedError(
+        error = DivergedError(
             f"training diverged: after step {left[1]} {what} is no longer finite, though it is when the steps are "
             "repeated, so a callback may have changed it; all is as it was before the epoch, or where it was resumed: "
             f"before step {self.count + 1}"
         )
+        raise on_all_ranks(error)
 
     def check_callbacks(self, before: Any) -> None:
         """Raise where callbacks have put NaN into the state that was `before`, and go back to that."""
@@ -278,7 +286,10 @@ class Engine:
         left = self.state.now
         self.restore(good)
         with self.looking():
-            return self.diagnosis.diverged(self.state.now, left, value, batch, self.values(left[1] - 1))
+            if self.ranked is not None:
+                batch = self.ranked.whole_batch()
+            error = self.diagnosis.diverged(self.state.now, left, value, batch, self.values(left[1] - 1))
+        return on_all_ranks(error)
 
     def not_a_number(self, what: str, x: Input | None) -> DivergedError:
         """The error that says where the NaN comes from that rows of x gave, or would give."""
@@ -293,62 +304,6 @@ class Engine:
                 raise self.not_a_number("what the network gives", None)
             self.without_nan = now
 
-    # ---- more than the memory holds -----------------------------------------------------------------------------
-
-    def _out_of_memory(
-        self, error: Exception, rows: int, training: bool, attempt: Callable[[int], Any]
-    ) -> OutOfMemoryError:
-        traceback.clear_frames(error.__traceback__)  # which hold what had been made
-        found = None if self.sparse is not None and training else attempt  # whose gradient is not one vector
-        return out_of_memory(error, self.backend, self.layout, self.carry[0], rows, training, found)
-
-    @contextmanager
-    def _trying(self) -> Iterator[int]:
-        """While it is tried what fits, in this thread alone: other libraries may end a process that has no memory.
-
-        Gives how many threads will be at work, each on rows of its own and with gradients of its own.
-        """
-        threads, before = max(current.session.threads, 1), current.inside
-        held = [self.backend.empty_vector(self.layout.size, self.carry[0]) for _ in range(3 * (threads - 1))]
-        try:
-            current.inside = True
-            yield threads
-        finally:
-            current.inside = before
-            held.clear()
-
-    def _try_step(self, batch: Batch, most: int) -> None:
-        """Loss and gradient of the batch by parts of at most so many rows, or of that many where they need each other.
-
-        By the definition: to compile takes memory, and time, and what is compiled needs no more to run.
-        """
-        network, backend, (x, y, weight, rows) = self.layout.network, self.backend, batch
-        count, whole = row_count(x if rows is None else rows), network.couples_rows or network.updates_buffers
-        tried = min(count, most if whole else PARTS_TRIED * most)
-        if rows is None:
-            x, y, weight = take_rows(backend, (x, y, weight), (0, tried), None)
-        else:
-            rows = rows[:tried]
-        (theta, buffers, _), (_, number) = self.carry, self.hyperparameters(self.count)
-        args = theta, buffers, x, y, weight, rows, number
-        gradient = partial(self.plain_gradient, grad_buffers=None)
-        with self._trying() as threads, backend.session(self.threads, backend.device(theta)):
-            own = definitions(backend) if current.reference else backend
-            gradient(own, *args, micro_batch=None if whole else most * threads)
-
-    def _try_forward(self, function: Callable[..., Any], args: tuple[Any, ...], most: int) -> None:
-        """The same as `forward`, of at most so many rows at a time; outputs are put together in the end."""
-        x, *rest = args
-        arrays, rest = (x, *rest[:2]), rest[2:]  # with y and the weights of the rows, for `scores`
-        theta, buffers, state = self.carry
-        theta = self.optimizer.evaluation(self.backend, self.layout, theta, state)
-        found = []
-        with self._trying():
-            for part in parts(row_count(x), most)[:PARTS_TRIED]:
-                found.append(function(theta, buffers, *take_rows(self.backend, arrays, part, None), *rest))
-            if function is self.outputs:
-                self.backend.xp.concat([output for output, _ in found])
-
     # ---- use ----------------------------------------------------------------------------------------------------
 
     def forward(self, function: Callable[..., Any], x: Input, *args: Any) -> Any:
@@ -361,8 +316,7 @@ class Engine:
                 return self.plain[function](definitions(self.backend), theta, buffers, x, *args)
             return function(theta, buffers, x, *args)
         except self.backend.oom_errors as error:
-            most = row_count(x)
-            raise self._out_of_memory(error, most, False, partial(self._try_forward, function, (x, *args))) from error
+            raise forward_error(self, error, function, x, *args) from error
 
     def explain(self, data: Loader) -> str:
         """What a step on all rows of the data does."""

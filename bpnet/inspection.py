@@ -222,7 +222,7 @@ def _traced(network: Layer, layout: Layout, dtype: str, rows: int) -> list[tuple
     arrays = tuple(graph.memory(i, *kind) for i, kind in enumerate(kinds, 4))
     x = arrays if isinstance(network.takes, tuple) else arrays[0]
     p = layout.views(backend, theta, buffers)
-    backend.outline(network).forward(Run(backend, True, (0, 0, 0)), p, x)
+    backend.outline(network).forward(Run(backend, True, (0, 0)), p, x)
     return [(c, _operations(graph.symbols[c.begin : c.end]), _bytes((c.y, c.cache))) for c in watch.calls]
 
 
@@ -328,7 +328,7 @@ def inspect(trainer: Trainer, x: AnyInput, y: AnyArray, sample_weight: AnyArray 
         p = engine.layout.views(backend, theta, buffers)
         with engine.some_epoch():
             values = engine.values(engine.count)
-        run = Run(backend, True, (engine.seed, engine.count + 1, 0), values=values)
+        run = Run(backend, True, (engine.seed, engine.count + 1), values=values)
         rows_total = float(data.count) if weight is None else backend.xp.sum(weight)
         total = engine.loss.total(rows_total)
         run.terms, run.share = [], (weight, total)

@@ -191,13 +191,13 @@ class Run:
     `context` is the backend's own (see `Backend.context`): its kernels read it, and no layer, loss or optimizer does.
     """
 
-    __slots__ = ("backend", "context", "key", "share", "terms", "training", "values", "xp")
+    __slots__ = ("backend", "context", "first_row", "key", "share", "terms", "training", "values", "xp")
 
     def __init__(
         self,
         backend: Backend,
         training: bool = False,
-        key: Key = (0, 0, 0),
+        key: Key = (0, 0),
         context: Any = None,
         values: Mapping[Schedule, Any] | None = None,
     ) -> None:
@@ -207,6 +207,8 @@ class Run:
         self.key = key
         self.context = backend.context() if context is None else context
         self.values = values or {}
+        self.first_row: Any = 0
+        """Of these rows the first is that of this number in the batch."""
         self.terms: list[Array] | None = None
         """What layers add to the loss of these rows, where there is one; each is a number."""
         self.share: tuple[Array | None, Any] = (None, 1.0)
@@ -215,7 +217,7 @@ class Run:
     def at(self, child: str) -> "Run":
         """The same pass, seen from the child of that name: it draws other random numbers than its siblings."""
         run = Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context, self.values)
-        run.terms, run.share = self.terms, self.share
+        run.first_row, run.terms, run.share = self.first_row, self.terms, self.share
         return run
 
     def shared(self, x: Array) -> Array:
@@ -238,7 +240,6 @@ class Run:
         """The product of two matrices, or of stacks of them, each as it stands or with its last two axes swapped.
 
         Every layer's products go through here, and so have what the backend has: threads, precision, a better library.
-
         A sum over very many rows, as that of x^T dy is, keeps its digits: a library may add up the products of narrow
         matrices one after the other, so they are given to it in parts.
         """
@@ -299,17 +300,24 @@ class Run:
         found = (xp.take(index, last) == numbers)[:, None]
         return xp.where(found, xp.take(rows, last, axis=0), 0.0)
 
-    def keep_mask(self, shape: Shape, keep: float, like: Array) -> Array:
-        """1/keep with probability `keep`, else 0, of the type and device of `like`; the same whenever it is asked."""
-        return self.backend.keep_mask(self.key, tuple(shape), keep, like.dtype, self.backend.device(like))
+    def keep_mask(self, shape: Shape, keep: float, like: Array, by_row: bool = True) -> Array:
+        """1/keep with probability `keep`, else 0, of the type and device of `like`; the same whenever it is asked.
 
-    def uniform(self, shape: Shape, like: Array) -> Array:
-        """Evenly drawn from 0 ... 1, without the ends, of the type and device of `like`; the same whenever asked."""
-        return self.backend.uniform(self.key, tuple(shape), like.dtype, self.backend.device(like))
+        The first axis of `shape` is that of the rows, each of which has its own numbers, the same in whatever parts the
+        batch is computed; with by_row=False they are the same in all parts, as is right for a mask of weights.
+        """
+        return self.backend.keep_mask(self.key, tuple(shape), keep, *self._drawn_like(like, by_row))
 
-    def normal(self, shape: Shape, like: Array) -> Array:
-        """Drawn from the normal distribution, of the type and device of `like`; the same whenever it is asked."""
-        return self.backend.normal(self.key, tuple(shape), like.dtype, self.backend.device(like))
+    def uniform(self, shape: Shape, like: Array, by_row: bool = True) -> Array:
+        """Evenly drawn from 0 ... 1, without the ends, otherwise as `keep_mask`."""
+        return self.backend.uniform(self.key, tuple(shape), *self._drawn_like(like, by_row))
+
+    def normal(self, shape: Shape, like: Array, by_row: bool = True) -> Array:
+        """Drawn from the normal distribution, otherwise as `keep_mask`."""
+        return self.backend.normal(self.key, tuple(shape), *self._drawn_like(like, by_row))
+
+    def _drawn_like(self, like: Array, by_row: bool) -> tuple[Any, Any, Any]:
+        return like.dtype, self.backend.device(like), self.first_row if by_row else 0
 
 
 class Layer(Registered, kind="layer"):

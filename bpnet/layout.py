@@ -181,11 +181,15 @@ class Layout:
 
 
 class GradBuffer:
-    """Memory for the gradient of a network, in which kernels may write each parameter's part where it belongs."""
+    """Memory for the gradient of a network, in which kernels may write each parameter's part where it belongs.
+
+    `vector` is the gradient, and `memory` has room after it for what one rank of several sends along.
+    """
 
     def __init__(self, backend: Backend, layout: Layout, like: Array) -> None:
         self.backend, self.layout = backend, layout
-        self.vector = backend.empty_vector(layout.size, like)
+        memory: Any = backend.empty_vector(layout.size + layout.buffer_size + 2, like)
+        self.memory, self.vector = memory, memory[: layout.size]
         tree = layout.views(backend, self.vector)
         self.views = [_at(tree, slot.path) for slot in layout.parameters]
         self.own = {id(view) for view in self.views}

@@ -93,7 +93,7 @@ def _layer_faults(where: str, layer: Layer, in_shape: InShape, dtype: str) -> Fa
         return [ArgumentError(f"{where}: {given}; expected Leaf(value, trainable=False), and no gradients of backward")]
     if layout.size + layout.buffer_size + math.prod(x_shape) + math.prod(y_shape) > MOST:
         return []
-    run = Run(get("numpy"), True, (0, 0, 0))
+    run = Run(get("numpy"), True, (0, 0))
     x, dy = (run.xp.ones(shape, dtype=dtype) for shape in (x_shape, y_shape))
     x = x if layer.takes is None else run.xp.zeros(x_shape, dtype="int32")
     with suppress(Exception), run.backend.session():  # it may need another library or other rows: a step shows that
@@ -183,7 +183,7 @@ def _loss_faults(loss: Loss, out_shape: Shape, dtype: str) -> Faults:
     found, shape = _signature_faults(str(loss), loss, Loss, "__call__"), (2, *out_shape)
     if found or math.prod(shape) > MOST:
         return found
-    run = Run(get("numpy"), True, (0, 0, 0))
+    run = Run(get("numpy"), True, (0, 0))
     with suppress(Exception), run.backend.session():  # as above: it may want other targets
         target = run.xp.full((2, *loss.target_shape(out_shape)), 0.5, dtype=dtype)
         if loss.labels:

@@ -110,31 +110,38 @@ def is_elementwise(optimizer: Optimizer) -> bool:
     return getattr(optimizer.update, "__func__", None) is ElementwiseOptimizer.update
 
 
+def updated(
+    optimizer: Optimizer, backend: Backend, layout: Layout, theta: Array, grad: Array, state: tuple[Array, ...],
+    hyperparameters: Any, evaluate: Callable[[Array], tuple[Array, Array]],
+) -> tuple[Array, tuple[Array, ...]]:  # fmt: skip
+    """theta and state after a step of the optimizer; those that are passed in are given up."""
+    args = backend, layout, theta, grad, state, hyperparameters
+    if is_elementwise(optimizer):
+        theta, state = optimizer.update(*args, donate=True)  # type: ignore[call-arg]
+        return theta, state
+    current.deferred = None
+    theta, state = optimizer.update(*args, evaluate)
+    if not backend.traces:  # NumPy makes numbers of arrays without axes
+        state = tuple([backend.xp.asarray(array) for array in state])
+    return theta, state
+
+
 def training_step(layout: Layout, optimizer: Optimizer, gradient: Gradient) -> Callable[..., tuple[Carry, Array]]:
     """step(backend, carry, x, y, weight, rows, hyperparameters, number) -> carry, loss; the carry is given up.
 
     `number` counts steps from 1, and `hyperparameters` are what the optimizer makes of it.
     """
-    elementwise = is_elementwise(optimizer)
 
     def step(backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
-        theta, buffers, state = carry
+        begin, buffers, state = carry
         *batch, hyperparameters, number = args
-        value, grad, updated = gradient(backend, theta, buffers, *batch, number)
-        args = backend, layout, theta, grad, state, hyperparameters
-        if elementwise:
-            theta, state = optimizer.update(*args, donate=True)  # type: ignore[call-arg]
-        else:
-            current.deferred = None
-            begin = theta, value, grad
+        value, grad, new = gradient(backend, begin, buffers, *batch, number)
 
-            def evaluate(at: Array) -> tuple[Array, Array]:
-                return begin[1:] if at is begin[0] else gradient(backend, at, buffers, *batch, number)[:2]
+        def evaluate(at: Array) -> tuple[Array, Array]:
+            return (value, grad) if at is begin else gradient(backend, at, buffers, *batch, number)[:2]
 
-            theta, state = optimizer.update(*args, evaluate)
-            if not backend.traces:  # NumPy makes numbers of arrays without axes
-                state = tuple([backend.xp.asarray(array) for array in state])
-        return (theta, buffers if updated is None else updated, state), value
+        theta, state = updated(optimizer, backend, layout, begin, grad, state, hyperparameters, evaluate)
+        return (theta, buffers if new is None else new, state), value
 
     return step
 

@@ -174,7 +174,7 @@ def check_gradients(
         theta = theta + 0.1 * host.standard_normal(theta.shape)
         vectors = {what: flat(backend.xp.astype(a, backend.xp.float64)) for what, a, _ in inputs if what in real}
         vectors |= {slot.name: theta[slot.part] for slot in layout.parameters}
-        fixed, run = own(buffers), Run(backend, training, (seed, 1, 0))
+        fixed, run = own(buffers), Run(backend, training, (seed, 1))
 
         def arrays() -> tuple[Any, Input]:
             """Parameters and input as they stand in `vectors`."""

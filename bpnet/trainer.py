@@ -74,7 +74,7 @@ class Trainer(HasState):
         there once, others stream through it batch by batch while it computes; predictions are NumPy arrays again.  None
         computes where the data lie.
     micro_batch : most rows that are computed at a time: the gradient of a larger batch is summed up over parts, where
-        the whole does not fit in memory; other parts draw other dropout masks
+        the whole does not fit in memory; each row draws the same numbers (dropout's mask) in whatever part it is
     compile : "auto" compiles steps and predictions where that pays: NumPy's by the `jit` extra once there has been
         enough work, counted in operations, JAX's as a whole, CuPy's steps as captured graphs.  True compiles from the
         first call on, and is an error where nothing can be compiled (`explain` lists what of a step is not); False runs

@@ -81,7 +81,7 @@ def start_from_data(trainer: Trainer, x: AnyInput, tune: Tune) -> Trainer:
 
     with backend.session(trainer.threads, backend.device(theta)):
         rows = trainer._prepare({"x": x}).whole_batch()[0]
-        run = Run(variant(definitions(backend), kernels={"dense_forward": tuned}), True, (trainer.seed, 0, 0))
+        run = Run(variant(definitions(backend), kernels={"dense_forward": tuned}), True, (trainer.seed, 0))
         layout.network.forward(run, p, rows)
         leaves = [made.get(slot.name, _at(p, slot.path)) for slot in layout.parameters]
         theta = backend.concat([backend.xp.reshape(leaf, (-1,)) for leaf in leaves])

@@ -63,6 +63,7 @@ HOST_ROOMS = tuple(
         "export",
         "weights",
         "plots",
+        "distributed",
     )
 )
 
@@ -123,6 +124,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "files": 11,
     "sparse": 10,
     "engine": 11,
+    "trying": 10.5,
     "state": 11.5,
     "signals": 1,
     "saving": 11.3,

@@ -19,9 +19,6 @@ from bpnet.backends import base, common_backend
 from bpnet.compiler import random
 from bpnet.errors import ArgumentError, ArrayMismatchError, MissingExtraError, UnknownNameError
 
-SAME_BITS = ("numpy", "numpy-readonly", "numpy-jit", "strict", "jax", "jax-jit", "cupy")
-"""Members that draw masks by the definition; NumPy and PyTorch have generators of their own."""
-
 
 def mask(lib, key, shape=(300, 70), keep=0.7, dtype="float64"):
     like = lib.array(np.zeros(1), dtype)
@@ -60,9 +57,7 @@ def test_another_key_gives_an_independent_mask(backend):
         assert abs(same - (0.7**2 + 0.3**2)) < 0.02, other
 
 
-def test_mask_is_bit_identical_among_libraries_of_the_definition(backend, library):
-    if backend.name not in SAME_BITS:
-        pytest.skip("has a generator of its own")
+def test_mask_is_bit_identical_among_libraries(backend):
     drawn = backend.host(mask(backend, (1, 2, 3)))
     words = [random._mix(i * 0x9E3779B9 + random.fold((1, 2, 3))) for i in range(drawn.size)]
     kept = np.array(words).reshape(drawn.shape) < round(0.7 * 2**32)
@@ -76,6 +71,28 @@ def test_mask_of_a_traced_step_is_that_of_its_number(backend):
     drawn = backend.call(lambda n, like: bp.Run(backend.seam, True, (9, n, 0)).keep_mask((40, 5), 0.5, like), 4, like)
     again = backend.call(lambda like: bp.Run(backend.seam, True, (9, 4, 0)).keep_mask((40, 5), 0.5, like), like)
     np.testing.assert_array_equal(backend.host(drawn), backend.host(again))
+
+
+def test_rows_draw_the_same_wherever_they_are(backend):
+    """A row by its number, which may change from call to call, and not by the rows that it is computed with."""
+    like = backend.array(np.zeros(1))
+
+    def drawn(n, like, rows=40, by_row=True):
+        run = bp.Run(backend.seam, True, (9, 4))
+        run.first_row = n
+        run = run.at("inner")
+        some = (rows, 5), like, by_row
+        return run.keep_mask(some[0], 0.5, *some[1:]), run.uniform(*some), run.normal(*some)
+
+    whole = [backend.host(a) for a in backend.call(drawn, 0, like)]
+    few = backend.compiled(lambda n, like: drawn(n, like, 7))
+    for first in (3, 33):
+        for part, every in zip(few(first, like), whole, strict=True):
+            np.testing.assert_allclose(backend.host(part), every[first : first + 7], rtol=1e-14)
+            np.testing.assert_array_equal(backend.host(part) > 0.0, every[first : first + 7] > 0.0)
+    for part, every in zip(backend.call(lambda n, like: drawn(n, like, 7, False), 33, like), whole, strict=True):
+        backend.close(part, every[:7])
+    assert not np.array_equal(whole[0][:7], whole[0][7:14])
 
 
 def test_large_mask_does_not_depend_on_threads(library):

@@ -422,14 +422,17 @@ def test_a_batch_of_several_blocks(monkeypatch: Any, uncompiled: Any) -> None:
 @DTYPES
 def test_dropout_draws_the_bits_of_the_definition(dtype: str, jit: Any, uncompiled: Any) -> None:
     like = np.zeros((70, 33), dtype)
-    for key in ((3, 1, 0), (3, 2, 0), (4, 2**33 + 5, 7)):
-        expected = bp.backends.Backend(SEAM.xp).keep_mask(key, like.shape, 0.7, like.dtype, "cpu")
-        found = compiled(
-            lambda b, like, n, k=key: Run(b, True, (k[0], n, k[2])).keep_mask(like.shape, 0.7, like) * (like + 1.0),
-            like,
-            key[1],
-        )
-        assert np.array_equal(found, expected)
+    for key, first in (((3, 1, 0), 0), ((3, 2, 0), 9), ((4, 2**33 + 5, 7), 2**32 - 3)):
+        expected = bp.backends.Backend(SEAM.xp).keep_mask(key, like.shape, 0.7, like.dtype, "cpu", first)
+        for changing in (True, False):
+
+            def drawn(
+                b: Any, like: Any, n: Any, row: Any, k: Any = key, first: Any = None if changing else first
+            ) -> Any:
+                row = row if first is None else first
+                return b.keep_mask((k[0], n, k[2]), like.shape, 0.7, like.dtype, "cpu", row) * (like + 1.0)
+
+            assert np.array_equal(compiled(drawn, like, key[1], first), expected)
     assert not uncompiled()
 
 

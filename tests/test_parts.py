@@ -25,32 +25,40 @@ def stepped(backend: Any, network: bp.Layer, x: Any, y: Any, theta: Any = None, 
 
 # ---- dropout ---------------------------------------------------------------------------------------------------------
 
-DROPPING = bp.Sequential(bp.Dropout(0.5), bp.Dense(1, bias=False))
+ROWS = 64
+DROPPING = bp.Sequential(bp.Dropout(0.4), bp.AlphaDropout(0.3), bp.Dropout(bp.Constant(0.2)))
 
 
-def kept_twice(gradient: Any) -> Any:
-    """How often each feature was kept in two parts, of x = (I, I): once in each part, by the same entry of its mask."""
-    counts = gradient / np.max(gradient) * 2.0
-    np.testing.assert_allclose(counts, np.round(counts), atol=1e-3)
-    return np.round(counts)
+def dropped(backend: Any, **options: Any) -> Any:
+    """What DROPPING makes of rows of ones in a step: of weights of 0 the gradient, by targets that are -I."""
+    network = bp.Sequential(*DROPPING.layers, bp.Dense(ROWS, bias=False))
+    trainer = stepped(backend, network, np.ones((ROWS, 5)), -np.eye(ROWS), np.zeros(5 * ROWS), **options)
+    return backend.host(trainer.theta).reshape(5, ROWS).T * (-0.5 * ROWS * ROWS)
 
 
-def test_micro_batches_draw_masks_of_their_own(backend: Any) -> None:
-    n = 40
-    x, y = np.concatenate([np.eye(n), np.eye(n)]), np.full((2 * n, 1), -1.0)
-    trainer = stepped(backend, DROPPING, x, y, np.zeros(n), micro_batch=n)
-    counts = kept_twice(-backend.host(trainer.theta))
-    assert {0.0, 1.0, 2.0} == set(counts), "1 is where the masks differ"
-    assert 0.2 < np.mean(counts == 1.0) < 0.8
+def of_the_definition() -> Any:
+    run = bp.Run(bp.backends.Backend(bp.backends.get("numpy").xp), True, (0, 1))
+    return DROPPING.forward(run, {"0": {}, "1": {}, "2": {}}, np.ones((ROWS, 5)))[0]
 
 
-def test_row_blocks_draw_masks_of_their_own(library: Any) -> None:
-    n = 1024
-    x, y = np.concatenate([np.eye(n), np.eye(n)]), np.full((2 * n, 1), -1.0)
+def test_a_row_is_dropped_alike_in_whatever_part_it_is(backend: Any) -> None:
+    whole = dropped(backend)
+    for most in (31, 9):
+        np.testing.assert_array_equal(dropped(backend, micro_batch=most), whole)
+    np.testing.assert_allclose(whole, of_the_definition(), rtol=1e-14)
+    assert all(len(np.unique(column)) > 1 for column in whole.T)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_row_is_dropped_alike_in_whatever_block_it_is(
+    compiled: bool, library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiles(monkeypatch, compiled)
+    for name, value in (("WHOLE", 1), ("LEAST_WORK", 0.0), ("BLOCK_ROWS", 16), ("compiled.COMPILED_ROWS", 16)):
+        monkeypatch.setattr(f"bpnet.backends.numpy.{name}", value)
     lib = library("numpy")
-    assert lib.seam.blocks(2 * n, 6.0 * n) == [(0, n), (n, 2 * n)]
-    _, gradient = bp.value_and_grad(DROPPING, "mse", np.zeros(n), x, y)
-    assert 0.4 < np.mean(kept_twice(gradient) == 1.0) < 0.6
+    assert len(lib.seam.blocks(ROWS, 1.0)) == 4
+    np.testing.assert_allclose(dropped(lib), of_the_definition(), rtol=1e-14)
 
 
 # ---- layers that need all rows ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from bpnet.backends.polynomials import (
     ROOT_2,
     polynomial,
 )
-from bpnet.compiler.random import GOLDEN, TRIPLE32, fold, threshold
+from bpnet.compiler.random import GOLDEN, TRIPLE32, start_of, threshold
 from bpnet.errors import DeviceError, OptionError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Array = Any
 """An array of any library that follows the standard; Python has no common type for these yet."""
 
 Key = tuple[Any, ...]
-"""Names one stream of random numbers: (seed, step, block, place, ...), whole numbers, or 0-d arrays under tracing."""
+"""Names one stream of random numbers: (seed, step, place, ...), whole numbers, or 0-d arrays under tracing."""
 
 Rule = Callable[..., Any]
 """An elementwise function `rule(backend, *arrays, *scalars)`; a backend may fuse it into one pass over memory."""
@@ -50,7 +50,6 @@ float32: of the numbers as they are.  tf32: of numbers rounded to 11 significant
 Specs = Sequence[tuple[tuple[int, ...], Any]]
 """Of arrays on the host, each: the shape of a row, and the type of its elements."""
 
-
 SUMMED = 128
 """Rows that are added up one after the other."""
 
@@ -59,11 +58,8 @@ SUMMED_PRODUCTS = 1024
 NARROW = 8
 """Columns up to which libraries may add up products one after the other, instead of by blocks that stay in cache."""
 
-
 LEVELS = 3
 """Partial sums that are held at a time where they are large."""
-
-
 GROUPED = 2**22
 """Most elements of the tables to which groups of SUMMED rows are added by their numbers, before the tables are."""
 
@@ -263,48 +259,51 @@ class Backend:
 
     # ---- random numbers -----------------------------------------------------------------------------------------
 
-    def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
+    def keep_mask(
+        self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any, first: Any = 0
+    ) -> Array:
         """An array that is 1/keep with probability `keep`, else 0: the mask of inverted dropout.
 
-        The i-th bits are `triple32(i * 0x9E3779B9 + key)`, the same on every library that uses this definition.
-        `keep` is rounded to a multiple of 2**-32, and 1/keep is of the rounded value.
+        Its rows are those from the number `first` on: entry j of row r, of n entries, has the bits
+        `triple32((r n + j) * 0x9E3779B9 + key)`, the same in whatever array the row is, and on every library.  `keep`
+        is rounded to a multiple of 2**-32, and 1/keep is of the rounded value.
         """
         xp, limit = self.xp, threshold(keep)
-        kept = self._bits(key, shape, device) < self._uint32(limit, device)
+        kept = self._bits(key, shape, device, first) < self._uint32(limit, device)
         return xp.astype(kept, dtype) * (2**32 / limit)
 
-    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any) -> Array:
+    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any, first: Any = 0) -> Array:
         """Numbers evenly drawn from 0 ... 1: (k + 1/2) / 2**23 for the upper 23 bits k of `keep_mask`'s bits.
 
         They are the same on every library, exact in float32, and neither 0 nor 1.
         """
-        upper = self._bits(key, shape, device) >> self._uint32(9, device)
+        upper = self._bits(key, shape, device, first) >> self._uint32(9, device)
         return (self.xp.astype(upper, dtype) + 0.5) * 2.0**-23
 
-    def normal(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any) -> Array:
+    def normal(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any, first: Any = 0) -> Array:
         """Numbers drawn from the normal distribution: sqrt(2) times the inverse of erf at 2 u - 1, u of `uniform`.
 
         By the polynomials of M. Giles, Approximating the erfinv function (2010), with an error of 1e-6 of a deviation
         at most; none lies further out than 5.4 deviations.
         """
-        xp, u = self.xp, self.uniform(key, shape, dtype, device)
+        xp, u = self.xp, self.uniform(key, shape, dtype, device, first)
         x = 2.0 * u - 1.0
         w = -xp.log((2.0 - 2.0 * u) * (2.0 * u))  # of 1 - x**2
         near, far = polynomial(w - 2.5, ERFINV_NEAR), polynomial(xp.sqrt(w) - 3.0, ERFINV_FAR)
         return xp.where(w < 5.0, near, far) * x * ROOT_2
 
-    def _bits(self, key: Key, shape: tuple[int, ...], device: Any) -> Array:
+    def _bits(self, key: Key, shape: tuple[int, ...], device: Any, first: Any) -> Array:
         """32 random bits for each entry of `shape`, as a uint32."""
         xp = self.xp
         count = xp.arange(math.prod(shape), dtype=xp.uint32, device=device)
-        bits = self._hashed(count * self._uint32(GOLDEN, device) + self._folded(key, device), device)
-        return xp.reshape(bits, shape)
+        start = self._start(key, first, math.prod(shape[1:]), device)
+        return xp.reshape(self._hashed(count * self._uint32(GOLDEN, device) + start, device), shape)
 
     def _uint32(self, value: Any, device: Any) -> Array:
         return self.xp.asarray(value, dtype=self.xp.uint32, device=device)
 
-    def _folded(self, key: Key, device: Any) -> Array:
-        return self._uint32(fold(key), device)
+    def _start(self, key: Key, first: Any, width: int, device: Any) -> Array:
+        return self._uint32(start_of(key, first * width), device)
 
     def _hashed(self, x: Array, device: Any) -> Array:
         for shift, factor in TRIPLE32:

@@ -94,13 +94,16 @@ class JaxBackend(Backend):
         stats = next(iter(x.devices())).memory_stats()
         return (stats["bytes_limit"] - stats["bytes_in_use"], stats["bytes_limit"]) if stats else None
 
-    def _folded(self, key: Key, device: Any) -> Array:
-        """As the base's `fold`, but the step may be traced, so it is folded in by array operations."""
+    def _start(self, key: Key, first: Any, width: int, device: Any) -> Array:
+        """As the base's, but by array operations, since the step and the row may be traced."""
+
+        def word(part: Any) -> Array:
+            return self._uint32(part & 0xFFFFFFFF if isinstance(part, int) else part, device)
+
         state = self._uint32(0, device)
         for part in key:
-            word = self._uint32(part & 0xFFFFFFFF if isinstance(part, int) else part, device)
-            state = self._hashed((state ^ word) + self._uint32(GOLDEN, device), device)
-        return state
+            state = self._hashed((state ^ word(part)) + self._uint32(GOLDEN, device), device)
+        return state + word(first) * word(width * GOLDEN)
 
     def erf(self, x: Array) -> Array:
         return jax.scipy.special.erf(x)

@@ -11,7 +11,8 @@ import torch
 
 from bpnet.backends.base import GROUPED, NARROW, SUMMED, SUMMED_PRODUCTS, Array, Backend, Key, by_halves
 from bpnet.backends.interrupts import Session, store_rows
-from bpnet.compiler.random import GOLDEN, TRIPLE32, fold
+from bpnet.backends.masks import draw_mask, mask_chunks
+from bpnet.compiler.random import GOLDEN, TRIPLE32, start_of
 
 
 def dense_forward(run: Any, x: Array, weight: Array, bias: Array | None, activation: Any) -> tuple[Array, Array]:
@@ -112,18 +113,29 @@ class TorchBackend(Backend):
     ) -> AbstractContextManager[None]:
         return NoGrad()
 
-    def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
-        """Drawn by PyTorch's generator, seeded by the key: its unsigned integers can't be shifted on the CPU."""
-        generator = torch.Generator(device=device).manual_seed(fold(key))
-        return torch.empty(shape, dtype=dtype, device=device).bernoulli_(keep, generator=generator).mul_(1.0 / keep)
+    def keep_mask(
+        self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any, first: Any = 0
+    ) -> Array:
+        """On a processor drawn by NumPy, which takes a tenth of the time of PyTorch's own generator."""
+        if torch.device(device).type != "cpu":
+            return super().keep_mask(key, shape, keep, dtype, device, first)
+        mask = torch.empty(shape, dtype=dtype)
+        flat = mask.numpy().reshape(-1)
+        for chunk in mask_chunks(flat.size):
+            draw_mask(flat, chunk, start_of(key, first * math.prod(shape[1:])), keep)
+        return mask
 
-    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any) -> Array:
-        """The definition's, in integers of 64 bits cut to 32, since its unsigned ones can't be shifted on the CPU."""
-        bits = torch.arange(math.prod(shape), dtype=torch.int64, device=device) * GOLDEN + fold(key) & 0xFFFFFFFF
+    def _bits(self, key: Key, shape: tuple[int, ...], device: Any, first: Any) -> Array:
+        """In integers of 64 bits cut to 32, since PyTorch's unsigned ones can't be shifted."""
+        start = start_of(key, first * math.prod(shape[1:]))
+        bits = torch.arange(math.prod(shape), dtype=torch.int64, device=device) * GOLDEN + start & 0xFFFFFFFF
         for shift, factor in TRIPLE32:
             bits = (bits ^ bits >> shift) * factor & 0xFFFFFFFF
-        upper = (bits ^ bits >> 14) >> 9
-        return ((upper.to(dtype) + 0.5) * 2.0**-23).reshape(shape)
+        return (bits ^ bits >> 14).reshape(shape)
+
+    def _uint32(self, value: Any, device: Any) -> Any:
+        """Numbers that such integers are compared with, and shifted by."""
+        return value
 
     def erf(self, x: Array) -> Array:
         return torch.erf(x)

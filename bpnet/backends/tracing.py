@@ -1,6 +1,7 @@
 """The seam as a function sees it while the compiler traces it: every definition as it stands, on symbols."""
 
 import functools
+import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -145,17 +146,18 @@ class TracingBackend(Backend):
         self.terms[found] = terms
         return found
 
-    def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Any:
+    def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any, first: Any = 0) -> Any:
         """The definition's mask, drawn again by every kernel that reads it."""
-        return self._drawn("mask", threshold(keep), key, shape, dtype)
+        return self._drawn("mask", threshold(keep), key, shape, dtype, first)
 
-    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
-        return self._drawn("uniform", 1, key, shape, dtype)
+    def uniform(self, key: Key, shape: tuple[int, ...], dtype: Any, device: Any, first: Any = 0) -> Any:
+        return self._drawn("uniform", 1, key, shape, dtype, first)
 
-    def _drawn(self, op: str, limit: int, key: Key, shape: tuple[int, ...], dtype: Any) -> Any:
-        if any(isinstance(part, Symbol) and part.op != "number" for part in key):
+    def _drawn(self, op: str, limit: int, key: Key, shape: tuple[int, ...], dtype: Any, first: Any) -> Any:
+        before = first * math.prod(shape[1:])
+        if any(isinstance(part, Symbol) and part.op != "number" for part in (before, *key)):
             raise NotTraceableError("a key of random numbers that is computed")
-        return self.graph.entries(op, (limit, *key), tuple(shape), dtype)
+        return self.graph.entries(op, (limit, before, *key), tuple(shape), dtype)
 
 
 class _Outlined:
@@ -185,14 +187,14 @@ class _Outlined:
         if terms is not None:
             del terms[count:]  # which it adds again
 
-        def really(key: Key, values: Any, share: Any, *args: Any) -> tuple[Any, Any]:
+        def really(key: Key, first: Any, values: Any, share: Any, *args: Any) -> tuple[Any, Any]:
             with real.session():
                 schedules = dict(zip(run.values, values, strict=True))
                 own = type(run)(real, run.training, tuple(map(int, key)), real.context(precision), schedules)
-                own.terms, own.share = None if terms is None else [], share
+                own.terms, own.share, own.first_row = None if terms is None else [], share, int(first)
                 return method(own, *args), own.terms or []
 
-        given = run.key, list(run.values.values()), run.share, *args
+        given = run.key, run.first_row, list(run.values.values()), run.share, *args
         made, added = called(tracing.graph, real.xp, really, text, given, {})
         if added:
             run.terms += added

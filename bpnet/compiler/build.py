@@ -227,8 +227,8 @@ class _Kernel:
             self.addresses.append(self.memory.address(symbol))
             return "operand", len(self.operands) - 1
         if symbol.op in RANDOM:
-            threshold, *key = symbol.args
-            parts = [Number(k.args[0]) if isinstance(k, Symbol) else k & 0xFFFFFFFF for k in key]
+            threshold, *given = symbol.args
+            parts = [Number(k.args[0]) if isinstance(k, Symbol) else k & 0xFFFFFFFF for k in given]
             self.masks.append(Mask(threshold, tuple(parts)))
             return self._expression(symbol.op, "full", 0, len(parts))
         if symbol.op == "positions":

@@ -18,8 +18,8 @@ Reference = tuple[str, Any]
 """("operand", i), ("value", i) of the i-th expression, ("number", i), ("constant", i), or ("literal", x)."""
 
 Expression = tuple[Any, ...]
-"""(operation, layout, phase, *references); of what is drawn, as a mask is, the one reference is the number of parts of
-its key, and those of "table" are the numbers that it has for each column."""
+"""(operation, layout, phase, *references); of what is drawn, as a mask is, the one reference is the number of its
+parts, and those of "table" are the numbers that it has for each column."""
 
 KernelResult = tuple[str, Reference, int, str]
 """(kind, reference, phase, layout); kind: "store", "column_sum", "full_sum", "full_max" or "full_min", and where a
@@ -92,17 +92,18 @@ class Array:
 
 @dataclass(frozen=True)
 class Number:
-    """A part of a mask's key that changes from call to call: the slot of a number."""
+    """A part of a mask that changes from call to call: the slot of a number."""
 
     slot: int
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Random bits for each entry: of a keep-mask, one is kept where they are below `threshold`."""
+    """Random bits for each entry; a keep-mask keeps one where they are below `threshold`.  Of `parts` the first is how
+    many entries of the stream come before these, in rows of others; the rest is the stream's key."""
 
     threshold: int
-    key: tuple[int | Number, ...]
+    parts: tuple[int | Number, ...]
 
 
 @dataclass(frozen=True)
@@ -401,11 +402,10 @@ def reads(command: Command) -> list[Array]:
         return [Array((*command.shape, command.itemsize), "uint8", *command.source, apart)]
     if isinstance(command, Call):
         return [x for x in command.inputs if isinstance(x, Array)]
+    index = Array((command.rows,), command.index_dtype, *command.index)
     if isinstance(command, RowScatterAdd):
-        index = Array((command.rows,), command.index_dtype, *command.index)
         total = writes(command) if command.accumulate else []
         return [Array((command.rows, command.columns), command.dtype, *command.source), index, *total]
-    index = Array((command.rows,), command.index_dtype, *command.index)
     return [Array((command.source_rows, command.row_bytes), "uint8", *command.source), index]
 
 

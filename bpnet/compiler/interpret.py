@@ -24,7 +24,7 @@ from bpnet.compiler.commands import (
     writes,
 )
 from bpnet.compiler.ops import RANDOM
-from bpnet.compiler.random import GOLDEN, TRIPLE32, fold
+from bpnet.compiler.random import GOLDEN, TRIPLE32, start_of
 
 
 def interpret(commands: CommandList, arguments: Sequence[Any]) -> list[Any]:
@@ -145,8 +145,8 @@ class _Interpreter:
                 self.view(array)[...] = _rounded(found) if array.dtype == "bfloat16" else found
 
     def drawn(self, op: str, mask: Mask, count: int) -> Any:
-        key = fold(tuple(int(self.numbers[p.slot]) if isinstance(p, Number) else p for p in mask.key))
-        x = numpy.arange(count, dtype=numpy.uint32) * numpy.uint32(GOLDEN) + numpy.uint32(key)
+        before, *key = (int(self.numbers[p.slot]) if isinstance(p, Number) else p for p in mask.parts)
+        x = numpy.arange(count, dtype=numpy.uint32) * numpy.uint32(GOLDEN) + numpy.uint32(start_of(tuple(key), before))
         for shift, factor in TRIPLE32:
             x = (x ^ (x >> numpy.uint32(shift))) * numpy.uint32(factor)
         x ^= x >> numpy.uint32(14)

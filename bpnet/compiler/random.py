@@ -25,6 +25,14 @@ def fold(key: tuple[Any, ...]) -> int:
     return state
 
 
+def start_of(key: tuple[Any, ...], before: int) -> int:
+    """What is hashed for the first entry of an array of random numbers, where so many of its stream come `before` it.
+
+    For those that follow it is GOLDEN more each.
+    """
+    return (fold(key) + before * GOLDEN) & 0xFFFFFFFF
+
+
 def _mix(x: int) -> int:
     x &= 0xFFFFFFFF
     for shift, factor in TRIPLE32:

@@ -60,7 +60,7 @@ def _alike(parts: Sequence[Command], more: Command) -> bool:
 def _arguments(command: Fused) -> int:
     """How much it is given: 6 for blocks, sizes, scratch, tickets and numbers; then arrays, numbers, and masks."""
     arrays, numbers = len(command.operands) + len(command.results), len(command.numbers) + len(command.constants)
-    return 6 + arrays + len(command.strides) + numbers + sum(2 + len(mask.key) for mask in command.masks)
+    return 6 + arrays + len(command.strides) + numbers + sum(2 + len(mask.parts) for mask in command.masks)
 
 
 def _reduces(command: Fused) -> bool:

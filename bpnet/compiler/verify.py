@@ -198,10 +198,10 @@ def _verify_fused(command: Fused, numbers: int) -> None:
         given == (len(kernel.operands), kernel.numbers, kernel.constants, len(kernel.results)),
         f"not given what its kernel takes: {command}",
     )
-    slots = [*command.numbers, *(p.slot for mask in command.masks for p in mask.key if isinstance(p, Number))]
+    slots = [*command.numbers, *(p.slot for mask in command.masks for p in mask.parts if isinstance(p, Number))]
     _check(all(0 <= slot < numbers for slot in slots), f"a number that is none: {command}")
     masks = [e[3] for e in kernel.expressions if e[0] in RANDOM]
-    _check(masks == [len(mask.key) for mask in command.masks], f"not given the masks of its kernel: {command}")
+    _check(masks == [len(mask.parts) for mask in command.masks], f"not given the masks of its kernel: {command}")
     _verify_kernel(kernel)
 
 

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import BpnetError, OptionError, shown
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 Combine = Callable[[Sequence[Array]], Array]
 """The sum of the parts of all ranks, in the order of the ranks, by additions of two that are always the same.
@@ -36,8 +38,16 @@ class Communicator:
     reduction: str = "fast"
     """Whether sums are to be the same for any number of ranks, "ordered": see `all_reduce_ordered`."""
 
-    def all_reduce(self, backend: Backend, vector: Array) -> Array:
-        """The sum of the vectors of all ranks, the same bits on every rank; `vector` is given up."""
+    @property
+    def alone(self) -> bool:
+        """Whether a training is as it would be without ranks."""
+        return self.size == 1 and self.reduction == "fast"
+
+    def all_reduce(self, backend: Backend, vector: Array, tail: int = 0) -> Array:
+        """The sum of the vectors of all ranks, the same bits on every rank; `vector` is given up.
+
+        The last `tail` elements are no gradient: they are summed in the type that they have, whatever others are.
+        """
         return vector
 
     def all_reduce_ordered(
@@ -65,8 +75,7 @@ class Communicator:
     def fail(self, error: BaseException) -> None:
         """Tell the others that this rank can't go on, and why: they are to end by a RankError that names it.
 
-        A training calls it once, with the error by which it ends, be it one that all ranks raise: then its text is the
-        same on all of them.
+        Not for errors that all ranks raise: see `on_all_ranks`.
         """
 
     def close(self) -> None:
@@ -106,6 +115,23 @@ def check_distributed(value: Any) -> Options | None:
     return options
 
 
+def on_all_ranks(error: E) -> E:
+    """The error, marked as one that all ranks raise: the communicator is still good, and one of them may print it."""
+    error.on_all_ranks = True  # type: ignore[attr-defined]
+    return error
+
+
+@contextmanager
+def failing(ranks: Communicator) -> Iterator[None]:
+    """Where this rank alone raises something in it, the others are told."""
+    try:
+        yield
+    except BaseException as error:
+        if not getattr(error, "on_all_ranks", False):
+            ranks.fail(error)
+        raise
+
+
 # ---- what all ranks do, or none -------------------------------------------------------------------------------------
 
 
@@ -115,7 +141,7 @@ def agreed(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
     result, error = _tried(function, *args)
     for found in ranks.all_gather(_sendable(error)):
         if found is not None:
-            raise found if error is None or str(found) != str(error) else error
+            raise on_all_ranks(found if error is None or str(found) != str(error) else error)
     return result  # type: ignore[no-any-return]
 
 
@@ -124,7 +150,7 @@ def by_first(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
     result, error = _tried(function, *args) if ranks.rank == 0 else (None, None)
     result, found = ranks.broadcast((result, _sendable(error)))
     if found is not None:
-        raise found if error is None else error
+        raise on_all_ranks(found if error is None else error)
     return result  # type: ignore[no-any-return]
 
 

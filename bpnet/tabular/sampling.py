@@ -30,7 +30,9 @@ class _Drawn(Layer):
         return self.layer.out_shape(in_shape)
 
     def forward(self, run: Run, p: Params, x: Array) -> tuple[Array, Any]:
-        return self.layer.forward(Run(run.backend, True, run.key, run.context, run.values), p, x)
+        own = Run(run.backend, True, run.key, run.context, run.values)
+        own.first_row = run.first_row
+        return self.layer.forward(own, p, x)
 
     def backward(self, run: Run, p: Params, cache: Any, dy: Array, need_dx: bool = True) -> Derivatives:
         return self.layer.backward(run, p, cache, dy, need_dx)
@@ -66,12 +68,15 @@ def samples(trainer: Trainer, x: Any, count: int, seed: int = 0) -> Iterator[Arr
     for number in range(1, count + 1):
         with backend.session(trainer.threads, backend.device(theta)):
             parts: list[Array] = []
+            done = 0
             for batch, *_ in data.batches(trainer.micro_batch):
 
-                def block(place: int, part: Rows, number: int = number, batch: Any = batch) -> Array:
-                    run = Run(backend, False, (seed, number, place), backend.context(trainer.precision))
+                def block(_: int, part: Rows, number: int = number, batch: Any = batch, done: int = done) -> Array:
+                    run = Run(backend, False, (seed, number), backend.context(trainer.precision))
+                    run.first_row = done + part[0]
                     return network.forward(run, p, take_rows(backend, (batch,), part, None)[0])[0]
 
                 found = list(backend.map_blocks(block, backend.blocks(row_count(batch), 2.0 * layout.size)))
                 parts += map(backend.to_host, found) if data.streams else found
+                done += row_count(batch)
             yield parts[0] if len(parts) == 1 else backend_of(parts[0]).xp.concat(parts)

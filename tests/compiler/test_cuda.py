@@ -245,12 +245,12 @@ def test_labels_are_compared_with_positions(dtype: str, shape: tuple[int, int], 
 def test_masks_have_the_bits_of_the_definition(
     dtype: str, shape: tuple[int, int], number: int, wide: bool, world: World
 ) -> None:
-    """Whether a part of the key is known beforehand, or changes from call to call."""
+    """Whether a part of the key, and the number of the first row, is known beforehand, or changes from call to call."""
     x = np.random.default_rng(0).standard_normal(shape).astype(dtype)
 
     def both(b: Any, x: Any, number: Any) -> Any:
-        masks = [b.keep_mask(key, shape, 0.7, x.dtype, "cpu") for key in ((3, number, 0, 77), (3, 12), (2**31 + 3,))]
-        return tuple(x * mask for mask in masks)
+        streams = ((3, number, 0, 77), 0), ((3, 12), 5), ((2**31 + 3,), number + 1), ((8, number), 2**32 - 1)
+        return tuple(x * b.keep_mask(key, shape, 0.7, x.dtype, "cpu", first) for key, first in streams)
 
     found, _ = ran(world, both, [x, number], wide)
     for f, mask in zip(found, by_numpy(both, [np.ones_like(x), number]), strict=True):
@@ -529,7 +529,7 @@ def test_launches_are_given_no_more_than_devices_take(operands: int, launches: i
     assert len(made) == launches
     for command in made:
         assert isinstance(command, Together)
-        variant = emit.Variant(1, keys=((False,) * 3,))
+        variant = emit.Variant(1, masks=((False,) * 3,))
         text = emit.source_together((kernel,) * len(command.parts), (variant,) * len(command.parts))
         parameters = re.search(r" fused\((.*?)\) {", text, re.DOTALL)
         assert parameters is not None

@@ -201,7 +201,7 @@ class Program:
         """How a kernel is written for arrays where they lie, and what it is given."""
         arrays = _pointers(command, memories)
         indirect = frozenset(i for i, address in enumerate(command.results) if address.memory == self.loss)
-        keys = tuple(tuple(not isinstance(part, int) for part in mask.key) for mask in command.masks)
+        masks = tuple(tuple(not isinstance(part, int) for part in mask.parts) for mask in command.masks)
         disjoint = not any(r.overlaps(w) for r in spans_read(command) for w in spans_written(command))
         real = numpy.dtype(command.kernel.dtype)
         numbers = memories[NUMBERS].ptr if NUMBERS in _memories_of(command) else 0
@@ -211,9 +211,9 @@ class Program:
         ]  # fmt: skip
         for mask in command.masks:
             arguments += [numpy.uint32(mask.threshold), real.type(2**32 / mask.threshold)]
-            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.key]
+            arguments += [numpy.uint32(k) if isinstance(k, int) else numpy.int32(k.slot) for k in mask.parts]
         width, unaligned = _width(command, memories)
-        return emit.Variant(width, indirect, keys, spread, disjoint, unaligned), tuple(arguments)
+        return emit.Variant(width, indirect, masks, spread, disjoint, unaligned), tuple(arguments)
 
     # ---- products -----------------------------------------------------------------------------------------------
 
@@ -271,7 +271,9 @@ def _memories_of(command: Command) -> tuple[int, ...]:
     """The memories that a command reads or writes."""
     found = {span.memory for span in (*spans_read(command), *spans_written(command))}
     for part in command.parts if isinstance(command, Together) else (command,):
-        if isinstance(part, Fused) and (part.numbers or any(isinstance(k, Number) for m in part.masks for k in m.key)):
+        if isinstance(part, Fused) and (
+            part.numbers or any(isinstance(k, Number) for m in part.masks for k in m.parts)
+        ):
             found.add(NUMBERS)
     return tuple(sorted(found))
 

@@ -63,7 +63,7 @@ def _forms(b: Backend, x: Any, y: Any, number: Any) -> tuple[Any, ...]:
     xp = b.xp
     e = xp.exp(x - xp.max(x, axis=1, keepdims=True))
     share = e / xp.sum(e, axis=1, keepdims=True)
-    d = (share - y) * b.keep_mask((3, number, 0), x.shape, 0.75, x.dtype, b.device(x))
+    d = (share - y) * b.keep_mask((3, number), x.shape, 0.75, x.dtype, b.device(x))
     return d, xp.sum(d, axis=0), xp.sum(d * d)
 
 

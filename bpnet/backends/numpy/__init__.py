@@ -20,10 +20,11 @@ import numpy
 from bpnet.backends.base import Array, Backend, Context, Key, Piece, Rows, Rule, State
 from bpnet.backends.blas import BLAS, Product
 from bpnet.backends.interrupts import Calls, advance, current, store_rows, uninterrupted
+from bpnet.backends.masks import draw_mask, mask_chunks
 from bpnet.backends.numpy.in_place import InPlace, in_place
 from bpnet.backends.numpy_kernels import CHUNK, KERNELS, by_chunks
 from bpnet.backends.threads import NumpySession, ParallelMap, ParallelUpdate, ThreadsSession, available_threads
-from bpnet.compiler.random import GOLDEN, TRIPLE32, fold, threshold
+from bpnet.compiler.random import start_of
 from bpnet.compiler.symbols import NotTraceableError
 from bpnet.errors import MissingExtraError
 
@@ -70,22 +71,12 @@ class NumpyBackend(Backend):
     def store(self, out: Array, value: Array) -> None:
         out[...] = value
 
-    def keep_mask(self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any) -> Array:
+    def keep_mask(
+        self, key: Key, shape: tuple[int, ...], keep: float, dtype: Any, device: Any, first: Any = 0
+    ) -> Array:
         """The definition's, in chunks that stay in cache, over threads."""
-        limit, state = threshold(keep), fold(key)
-        mask, scale = numpy.empty(math.prod(shape), dtype), numpy.asarray(2**32 / limit, dtype)
-
-        def draw(number: int, part: Rows) -> None:
-            begin = numpy.uint32((part[0] * GOLDEN + state) & 0xFFFFFFFF)
-            bits = _multiples(CHUNK)[: part[1] - part[0]] + begin
-            shifted = numpy.empty_like(bits)
-            for shift, factor in TRIPLE32:
-                bits ^= numpy.right_shift(bits, shift, out=shifted)
-                bits *= numpy.uint32(factor)
-            bits ^= numpy.right_shift(bits, 14, out=shifted)
-            numpy.multiply(bits < limit, scale, out=mask[slice(*part)])
-
-        list(self.map_blocks(draw, [(i, min(i + CHUNK, mask.size)) for i in range(0, mask.size, CHUNK)]))
+        mask, start = numpy.empty(math.prod(shape), dtype), start_of(key, first * math.prod(shape[1:]))
+        list(self.map_blocks(lambda _, chunk: draw_mask(mask, chunk, start, keep), mask_chunks(mask.size)))
         return mask.reshape(shape)
 
     # ---- how work is carried out --------------------------------------------------------------------------------
@@ -253,11 +244,6 @@ def _update(
     scratch = _scratch(count * needs, results[0][:UPDATE_CHUNK], "shares")  # all that is needed, beforehand
     parts = [list(share(*rows, scratch[i * needs : (i + 1) * needs])) for i, rows in enumerate(shares)]
     ParallelUpdate(parts).carry_out(then)
-
-
-@functools.lru_cache(maxsize=1)
-def _multiples(count: int) -> Array:
-    return numpy.arange(count, dtype=numpy.uint32) * numpy.uint32(GOLDEN)
 
 
 def _cut(size: int, count: int) -> list[Rows]:

@@ -181,7 +181,7 @@ class _Lowering:
         masks: list[int] = []
         for mask in c.masks:
             masks.append(mask.threshold)
-            for part in mask.key:  # whether it is the slot of a number, and that or the part itself
+            for part in mask.parts:  # whether it is the slot of a number, and that or the part itself
                 masks += (1, part.slot) if isinstance(part, Number) else (0, part)
         sizes = (rows, columns, down, across, -(-columns // across))
         arguments = (*sizes, *chain(*c.operands), *c.strides, *c.numbers, *constants, *masks, *results)

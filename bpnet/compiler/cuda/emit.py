@@ -37,7 +37,7 @@ class Variant:
     bytes, but for `unaligned` operands, and rows be multiples of it unless there is one.  So must windows, and how far
     their rows are apart.
     indirect: which results are written where an address in memory says.
-    keys: for every mask, which parts of its key are hyperparameters.
+    masks: for every mask, which of its parts are hyperparameters.
     spread: whether rows are longer than a block has registers for their column-wise sums.
     disjoint: whether nothing is written where an operand lies.
     unaligned: operands that begin elsewhere, and are read one by one; sums are then the same as of aligned ones.
@@ -45,7 +45,7 @@ class Variant:
 
     width: int
     indirect: frozenset[int] = frozenset()
-    keys: tuple[tuple[bool, ...], ...] = ()
+    masks: tuple[tuple[bool, ...], ...] = ()
     spread: bool = False
     disjoint: bool = False
     unaligned: frozenset[int] = frozenset()
@@ -133,20 +133,21 @@ class _Writer:
         yield "T* scratch, unsigned int* tickets, const double* numbers"
         yield from (f"const int s{i}" for i in range(kernel.numbers))
         yield from (f"const T c{i}" for i in range(kernel.constants))
-        for m, key in enumerate(variant.keys):
+        for m, parts in enumerate(variant.masks):
             yield f"const unsigned int limit{m}, const T scale{m}"
-            yield from (f"const {'int' if number else 'unsigned int'} k{m}_{i}" for i, number in enumerate(key))
+            yield from (f"const {'int' if number else 'unsigned int'} k{m}_{i}" for i, number in enumerate(parts))
 
     def prologue(self) -> Iterator[str]:
         """What is done once: numbers, keys of masks, scalar operands and values, and totals that begin."""
         kernel, variant = self.kernel, self.variant
         yield from (f"{STORED[self.stored[i]]}* const q{i} = *a{i};" for i in sorted(variant.indirect))
         yield from (f"const T n{i} = (T)numbers[s{i}];" for i in range(kernel.numbers))
-        for m, key in enumerate(variant.keys):
-            yield f"unsigned int key{m} = 0;"
-            for i, number in enumerate(key):
-                part = f"(unsigned int)(long long)numbers[k{m}_{i}]" if number else f"k{m}_{i}"
-                yield f"key{m} = mixed((key{m} ^ {part}) + 0x9E3779B9u);"
+        for m, parts in enumerate(variant.masks):
+            names = (f"(unsigned int)(long long)numbers[k{m}_{i}]" if n else f"k{m}_{i}" for i, n in enumerate(parts))
+            before, *key = names
+            yield f"unsigned int start{m} = 0;"
+            yield from (f"start{m} = mixed((start{m} ^ {part}) + 0x9E3779B9u);" for part in key)
+            yield f"start{m} += {before} * 0x9E3779B9u;"
         for i, (layout, _) in enumerate(kernel.operands):
             if layout == "scalar":
                 self.known["operand", i] = f"x{i}"
@@ -226,7 +227,7 @@ class _Writer:
             op, _, _, *args = kernel.expressions[i]
             if op in RANDOM:
                 m = sum(other in RANDOM for other, *_ in kernel.expressions[:i])
-                text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + key{m})"
+                text = f"mixed((unsigned int)(at + k) * 0x9E3779B9u + start{m})"
                 mask, uniform = f"{text} < limit{m} ? scale{m} : (T)0", f"((T)({text} >> 9) + (T)0.5) * (T)0x1p-23"
                 text = mask if op == "mask" else uniform
             elif op in BY_COLUMN:

@@ -104,16 +104,20 @@ class _KernelWriter:
         return double if self.size == 8 else self.f.fptrunc(double, self.real)
 
     def _key(self, parts: int) -> tuple[Any, Any, Any]:
-        """(key, threshold, 1 / keep) of a mask, as `bpnet.compiler.random.fold` and `Backend.keep_mask` have them."""
+        """(start, threshold, 1 / keep) of a mask, as in `bpnet.compiler.random.start_of` and `Backend.keep_mask`."""
         f = self.f
         threshold, state = f.argument(), constant(I32, 0)
-        for _ in range(parts):
+
+        def word() -> Any:
             is_slot, part = f.compare(f.argument(), "!=", 0), f.argument()
             changing = f.fptoui(self._number(f.select(is_slot, part, 0)), I64)
-            word = f.trunc(f.select(is_slot, changing, part), I32)
-            state = triple32(f, f.add(f.xor(state, word), constant(I32, GOLDEN)))
+            return f.trunc(f.select(is_slot, changing, part), I32)
+
+        before = f.mul(word(), constant(I32, GOLDEN))
+        for _ in range(parts - 1):
+            state = triple32(f, f.add(f.xor(state, word()), constant(I32, GOLDEN)))
         scale = f.fdiv(ir.Constant(ir.DoubleType(), 2.0**32), f.sitofp(threshold, ir.DoubleType()))
-        return state, f.trunc(threshold, I32), self._real(scale)
+        return f.add(state, before), f.trunc(threshold, I32), self._real(scale)
 
     # ---- going along a row --------------------------------------------------------------------------------------
 
