@@ -224,6 +224,7 @@ def _training(
         precision=options.precision,
         threads=options.threads,
         compile=design.compiles(sample[0], options),
+        distributed=options.distributed,
     )
     split = {"rows": rows.file.rows, "fraction": rows.split.fraction, "seed": options.seed, "by": "row"}
     model = TableModel(schema, goal, trainer, {"split": split})

@@ -87,6 +87,7 @@ def train_table(
     precision: Precision = "float32",
     threads: int | None = None,
     compile: bool | str = "auto",
+    distributed: Any = None,
     callbacks: CallbackName | Sequence[CallbackName | Callback] = (),
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -127,7 +128,7 @@ def train_table(
     drop : columns to leave out: a name, or several
     metrics : names or objects, recorded after every epoch
     seed : of start values, the order of rows, dropout and held-out rows
-    device, precision, threads, compile : as in `Trainer`
+    device, precision, threads, compile, distributed : as in `Trainer`; every rank is given the same table
     callbacks, progress : as in `Trainer.fit`
     checkpoint, every, resume : a folder for checkpoints, steps from one to the next, and whether to go on from the
         newest, as in `Trainer.fit`; each is a file of a TableModel
@@ -367,6 +368,7 @@ def _prepared(
         precision=options.precision,
         threads=options.threads,
         compile=design.compiles(seen, options),
+        distributed=options.distributed,
     )
     model = TableModel(schema, goal, trainer, {"split": split_settings(frame.rows, options)})
     trainer.build(first_rows(seen))

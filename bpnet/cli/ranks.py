@@ -1,0 +1,117 @@
+"""`mpiexec -n 4 bpnet train ...`: the processes that a launcher has started, which act as one program.
+
+Rank 0 is the one that speaks and writes; the others compute.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+from bpnet.distributed import MPI
+from bpnet.distributed.base import Communicator, agreed, by_first
+from bpnet.errors import DeviceError, MissingExtraError, plural
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+LAUNCHED = (
+    ("PMI_RANK", "PMI_SIZE"),  # MPICH, Intel MPI, Slurm with --mpi=pmi2
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # Open MPI
+    ("MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"),  # MVAPICH
+    ("PMIX_RANK", "SLURM_STEP_NUM_TASKS"),  # Slurm with --mpi=pmix
+)
+"""The variables by which launchers tell a process its number, and how many there are."""
+
+
+def launched(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """The number of this process, and how many a launcher of MPI has started together: (0, 1) where none has."""
+    for rank, size in LAUNCHED:
+        try:
+            found = int(environment[rank]), int(environment[size])
+        except (KeyError, ValueError):
+            continue
+        if 0 <= found[0] < found[1]:
+            return found
+    return 0, 1
+
+
+def silence() -> None:
+    """Let only the first of several processes speak: what the others have to say is the same, or said by an error."""
+    if launched()[0] > 0:
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - they stay open
+
+
+def by_one(command: Callable[P, None]) -> Callable[P, None]:
+    """A command that the first of several processes does alone, while the others end."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        if launched()[0] == 0:
+            command(*args, **kwargs)
+
+    return run
+
+
+class Ranks:
+    """The processes of a command: `options` is what a trainer is told of them, None where it is the only one."""
+
+    def __init__(self, communicator: Communicator | None) -> None:
+        self.communicator = communicator
+        self.first = communicator is None or communicator.rank == 0
+        self.count = 1 if communicator is None else communicator.size
+        self.options: Any = None if communicator is None else _Connected(communicator)
+
+    def agreed(self, function: Callable[..., T], *args: Any) -> T:
+        """function(*args), or on all of them the error that it raises on one."""
+        return function(*args) if self.communicator is None else agreed(self.communicator, function, *args)
+
+    def by_first(self, function: Callable[..., T], *args: Any) -> T:
+        """What function(*args) gives, or raises, on the first, which alone calls it."""
+        return function(*args) if self.communicator is None else by_first(self.communicator, function, *args)
+
+
+class _Connected:
+    """What a trainer takes as `distributed` where the processes know each other already."""
+
+    def __init__(self, communicator: Communicator) -> None:
+        self.communicator, self.rows = communicator, communicator.rows
+
+    def connect(self) -> Communicator:
+        return self.communicator
+
+    def __repr__(self) -> str:
+        return "'mpi'"
+
+
+@contextmanager
+def connected() -> Iterator[Ranks]:
+    """The processes that were started together, until the command ends; what ends one ends all of them.
+
+    Raises MissingExtraError where there are several but no mpi4py, and DeviceError where that is of another MPI.
+    """
+    _, size = launched()
+    if size == 1:
+        yield Ranks(None)
+        return
+    try:
+        communicator = MPI().connect()
+    except MissingExtraError as error:
+        raise MissingExtraError(f"training by {plural(size, 'process')}", "mpi4py", "mpi") from error
+    if communicator.size != size:
+        from mpi4py import MPI as mpi
+
+        library = mpi.Get_library_version().split("\n")[0].strip()
+        raise DeviceError(
+            f"{plural(size, 'process')} were started, but to mpi4py each is alone: it is built for {library}, so start "
+            "them by the mpiexec of that"
+        )
+    try:
+        yield Ranks(communicator)
+    except BaseException as error:
+        communicator.fail(error)
+        raise
+    finally:
+        communicator.close()
