@@ -362,11 +362,20 @@ class Engine:
                 result, total = self.forward(self.outputs, x)
                 if data.streams and results:  # while this one is computed
                     results[-1] = to_host(results[-1])
-                results.append(result)
+                results.append(data.own(result))
                 totals.append(total)
             if data.streams:
                 results[-1] = to_host(results[-1])
             return results, sum(self.backend.fetch(totals)) if check else 0.0
+
+    def predict_stream(self, data: Any, size: int | None, check: bool) -> Array:
+        """The outputs for the rows of a stream; raises DivergedError where one is NaN."""
+        results, total = self.predict(data, data.largest_batch() if size is None else size, check)
+        if not math.isfinite(total):
+            row = data.first_nan(results)
+            if row is not None:
+                raise self.not_a_number("what the network gives", data.rows(row, row + 1))
+        return data.joined(results)
 
     def scores(self, metrics: tuple[Metric, ...]) -> Callable[..., Any]:
         """The compiled function of that name with these metrics."""
@@ -390,12 +399,16 @@ class Engine:
                 found.append(numbers)
                 collected.add(statistics)
             values, rights, counted = zip(*found, strict=True)
-            losses = backend.fetch(values)
+            losses, passed = backend.fetch(values), data.passed()
+            count: float = data.count
             result: dict[str, Any] = {"loss": sum(losses)}
+            if passed is not None:  # how much there was is known only now
+                count = passed[0]
+                result["loss"] *= total / self.loss.total(passed[1])
             if math.isnan(result["loss"]):
                 first = next(i for i, value in enumerate(losses) if not math.isfinite(value))
                 raise self.not_a_number("the loss", next(itertools.islice(data.batches(size), first, None))[0])
             if rights[0] is not None:
-                rows = data.count if counted[0] is None else sum(backend.fetch(counted))
+                rows = count if counted[0] is None else sum(backend.fetch(counted))
                 result["accuracy"] = sum(backend.fetch(rights)) / rows
             return result | collected.results(self.loss)

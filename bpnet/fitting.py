@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bpnet.backends import Array
 from bpnet.backends.interrupts import current
 from bpnet.callbacks.base import Callback, end, needs_each_step
-from bpnet.data.loader import Batch, Loader, parts, row_order
+from bpnet.data.loader import Batch, Loader, parts
 from bpnet.divergence import is_finite_step, what_was_kept
 from bpnet.engine import Engine
 from bpnet.errors import DivergedError, OptionError
@@ -142,7 +142,7 @@ class Training:
         if whole < together:
             together = max(whole, 1) if self.shuffle else 1  # in their order, few batches are read where they lie
         if self.order is None and (self.shuffle or together > 1 or self.count < data.count):
-            order = row_order(engine.seed, len(trainer.history), data.count, self.shuffle)
+            order = data.order(engine.seed, len(trainer.history), self.shuffle, self.batch_size)
             self.order = order[: self.count]
         pending: list[Array] = []
         listeners, saving = self.listeners, self.saving

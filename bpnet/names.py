@@ -86,6 +86,10 @@ PUBLIC: Mapping[str, Mapping[str, str]] = {
         "bpnet.trainer": "Trainer",
         "bpnet.unit_variance": "lsuv",
     },
+    "bpnet.data": {
+        "bpnet.data.streams.sources": "Field Source",
+        "bpnet.data.streams.stream": "Stream stream",
+    },
     "bpnet.metrics": {
         "bpnet.metrics.base": "Metric Statistics check_metrics larger_is_better total",
         "bpnet.metrics.classification": "Accuracy BalancedAccuracy Brier CalibrationError ConfusionMatrix FBeta "

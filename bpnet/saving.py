@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bpnet.callbacks.base import Callback, Record
-from bpnet.data.loader import Loader, take_rows
+from bpnet.data.loader import Loader
 from bpnet.errors import (
     ArgumentError,
     BpnetWarning,
@@ -211,11 +211,8 @@ def _sample(*several: Loader | None) -> str:
     """A hash of some rows of x and y, of each of several data."""
     found = hashlib.sha256()
     for data in filter(None, several):
-        step = max(1, data.count // ROWS)
-        x, y, weight, rows = next(data.batches(ROWS, range(0, data.count, step)))
-        for arrays in take_rows(data.backend, (x, y, weight), (0, min(ROWS, data.count)), rows):
-            for array in arrays if isinstance(arrays, tuple) else (arrays,):
-                found.update(b"" if array is None else data.backend.to_host(array).tobytes())
+        for array in data.sample(ROWS):
+            found.update(array.tobytes())
     return found.hexdigest()
 
 
@@ -243,6 +240,7 @@ def _options(training: "Training", folder: Folder) -> dict[str, Any]:
         "the number of rows": data.count,
         "sample_weight": None if data.weight is None else "given",
         "validation": None if held_out is None else plural(held_out.count, "row"),
+        **data.options(),
     }
 
 

@@ -23,7 +23,7 @@ from bpnet.compatibility import (
     warn_of_probabilities,
 )
 from bpnet.data.loader import Loader
-from bpnet.data.prepare import Expected, kind, named, place_of, prepare, validation_data
+from bpnet.data.prepare import Expected, is_stream, kind, named, place_of, prepare, validation_data
 from bpnet.engine import Engine
 from bpnet.errors import BuiltError, plural
 from bpnet.fitting import Training, checked_saving
@@ -41,6 +41,7 @@ from bpnet.step import Carry, start
 from bpnet.typing import AnyArray, AnyInput, CallbackName, LossName, MetricName, OptimizerName, Precision
 
 if TYPE_CHECKING:
+    from bpnet.data.streams.stream import Stream
     from bpnet.files.model import Checkpoint
 
 FIXED = {
@@ -283,12 +284,12 @@ class Trainer(HasState):
     @locked("train")
     def fit(
         self,
-        x: AnyInput,
-        y: AnyArray,
+        x: "AnyInput | Stream",
+        y: AnyArray | None = None,
         *,
         epochs: int = 1,
         batch_size: int = 256,
-        validation: Sequence[Any] | None = None,
+        validation: "Sequence[Any] | Stream | None" = None,
         sample_weight: AnyArray | None = None,
         shuffle: bool | Callable[[int], Any] = True,
         drop_last: bool = False,
@@ -364,8 +365,8 @@ class Trainer(HasState):
     @locked("read")
     def evaluate(
         self,
-        x: AnyInput,
-        y: AnyArray,
+        x: "AnyInput | Stream",
+        y: AnyArray | None = None,
         *,
         sample_weight: AnyArray | None = None,
         batch_size: int | None = None,
@@ -391,7 +392,7 @@ class Trainer(HasState):
         data = self._prepare(named(x, y, sample_weight))
         return (self._engine or self._start(data)).explain(data)
 
-    def predict(self, x: AnyInput, *, batch_size: int | None = None, check: bool = True) -> Array:
+    def predict(self, x: "AnyInput | Stream", *, batch_size: int | None = None, check: bool = True) -> Array:
         """The network's outputs for the rows of `x`, in its library and on its device: (rows, ...).
 
         `batch_size` bounds the rows that are computed at a time.  Raises DivergedError where an output is NaN, as from
@@ -423,6 +424,8 @@ class Trainer(HasState):
 
     def _predict(self, x: Array, size: int | None, check: bool) -> tuple[Array, float]:
         """The outputs for rows of another kind than the last, or batch by batch; the sum of all, where it is wanted."""
+        if is_stream(x):
+            return self._have().predict_stream(self._prepare({"x": x}, values=check), size, check), 0.0
         engine, (backend, device), codes = self._have(), place_of(self.network, x), self.network.takes is not None
         with backend.session(self.threads, device):
             data = self._prepare({"x": x}, values=codes and check)

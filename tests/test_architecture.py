@@ -63,6 +63,7 @@ HOST_ROOMS = tuple(
         "export",
         "weights",
         "plots",
+        "data.streams",
         "distributed",
     )
 )

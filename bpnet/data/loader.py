@@ -23,6 +23,9 @@ from bpnet.options import whole
 Batch = tuple[Input, Array | None, Array | None, Array | None]
 """x, y, weight, and the rows to take of them (None: all)."""
 
+Selected = tuple[Sequence[Any], Any]
+"""Arrays of NumPy, and some of their rows: a slice, or their numbers."""
+
 CACHED_SHARE = 0.5
 """The part of the device's free memory that a data set may take to be kept there."""
 GATHERED = 2**20
@@ -106,6 +109,31 @@ class Loader:
             self.check_maps()
             yield self.x, self.y, self.weight, rows[start:stop]
 
+    def order(self, seed: int, epoch: int, shuffle: bool | Callable[[int], Any], size: int) -> Any:
+        """The order of the rows in an epoch of batches of `size`: see `row_order`."""
+        return row_order(seed, epoch, self.count, shuffle)
+
+    def sample(self, most: int) -> Iterator[Any]:
+        """Arrays of the host, of x, y and the weight of at most twice so many rows, from all over the data."""
+        step = max(1, self.count // most)
+        x, y, weight, rows = next(self.batches(most, range(0, self.count, step)))
+        for arrays in take_rows(self.backend, (x, y, weight), (0, min(most, self.count)), rows):
+            for array in arrays if isinstance(arrays, tuple) else (arrays,):
+                if array is not None:
+                    yield self.backend.to_host(array)
+
+    def options(self) -> dict[str, Any]:
+        """What else must be the same where a training is resumed, as JSON values by name."""
+        return {}
+
+    def passed(self) -> tuple[float, float] | None:
+        """How many rows the last pass over all in their order had, and their weight, where only that tells."""
+        return None
+
+    def own(self, result: Array) -> Array:
+        """What was computed from a batch, when the memory of that may be another's soon."""
+        return result
+
     def check_maps(self) -> None:
         """Raise PathError where a file that is mapped has been cut."""
         for file in self.maps:
@@ -176,30 +204,36 @@ class StreamingLoader(Loader):
         self.inputs = x if isinstance(x, tuple) else (x,)
 
     def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
-        arrays = [a for a in (*self.inputs, self.y, self.weight) if a is not None]
         count = self.count if order is None else len(order)
         cut = parts(count, self.largest_batch() if size is None else size)
-        specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in arrays]
+        own = [a for a in (*self.inputs, self.y, self.weight) if a is not None]
+        specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in own]
         prefetcher: Any = None
         try:
-            for start, stop in cut:
-                rows = slice(start, stop) if order is None else order[start:stop]
-                self.check_maps()
+            for arrays, rows in self.selected(cut[0][1], order):
+                number = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
                 try:
                     if prefetcher is None:
                         prefetcher = self.backend.prefetcher(specs, cut[0][1], len(cut), self.device)
-                    sent = prefetcher.send(stop - start, partial(self._write, arrays, rows))
+                    sent = prefetcher.send(number, partial(self._write, arrays, rows))
                     x, rest = sent[: len(self.inputs)], list(sent[len(self.inputs) :])
                     pairs, astype = zip(x, self.types, strict=True), self.backend.xp.astype
                     x = tuple([a if a.dtype == dtype else astype(a, dtype) for a, dtype in pairs])
                 except self.backend.oom_errors as error:
-                    text = f"a batch of {plural(stop - start, 'row')} does not fit on the device"
+                    text = f"a batch of {plural(number, 'row')} does not fit on the device"
                     raise OutOfMemoryError(f"{text}: take a smaller batch_size") from error
                 y, weight = (None if a is None else rest.pop(0) for a in (self.y, self.weight))
                 yield (x if isinstance(self.x, tuple) else x[0]), y, weight, None
         finally:
             if prefetcher is not None:
                 prefetcher.close()
+
+    def selected(self, size: int, order: Any) -> Iterator[Selected]:
+        """Of each batch the arrays of NumPy that have its rows, and which these are."""
+        arrays = [a for a in (*self.inputs, self.y, self.weight) if a is not None]
+        for start, stop in parts(self.count if order is None else len(order), size):
+            self.check_maps()
+            yield arrays, slice(start, stop) if order is None else order[start:stop]
 
     def _write(self, arrays: Sequence[Any], rows: Any, buffers: Sequence[Any]) -> None:
         """Rows of the arrays into staging buffers, gathered by several threads."""

@@ -35,12 +35,24 @@ class Expected:
 
 
 def named(x: Array, y: Array, weight: Array | None) -> dict[str, Any]:
-    """The arguments of a call by their names; a weight that is None is left out."""
+    """The arguments of a call by their names; a weight that is None is left out, and for a stream so is y."""
+    if is_stream(x):
+        for what, part in (("y", y), ("sample_weight", weight)):
+            if part is not None:
+                raise ArgumentError(f"x is a stream, and {what} is given too: pass it to bp.data.stream")
+        return {"x": x, "y": None}
     return {"x": x, "y": y} if weight is None else {"x": x, "y": y, "sample_weight": weight}
+
+
+def is_stream(x: Any) -> bool:
+    """Whether x is a `bpnet.data.Stream`, which is not imported for it."""
+    return getattr(x, "is_stream", False) is True
 
 
 def validation_data(validation: Any) -> dict[str, Any]:
     """The same of the parts of `validation`."""
+    if is_stream(validation):
+        return {"validation": validation, "y": None}
     if not isinstance(validation, tuple | list):
         raise ArgumentError(f"validation is {kind_of(validation)}; expected (x, y) or (x, y, sample_weight)")
     if len(validation) not in (2, 3):
@@ -73,6 +85,10 @@ def prepare(
     where `values` says so, for which the host must wait for a device; types and shapes are always.
     """
     (x_name, x), *targets = given.items()
+    if is_stream(x):
+        from bpnet.data.streams.prepare import prepare_stream
+
+        return prepare_stream(given, network, loss, expected, device=device, threads=threads, values=values)
     maps = mapped_files(given)
     for file in maps:
         file.check()
