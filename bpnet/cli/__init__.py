@@ -34,6 +34,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(main)
-app.command(cls=Command)(report_errors(train.train))
+app.command(cls=Command)(report_errors(ranks.as_one(train.train)))
 for command in (evaluate.evaluate, predict.predict, export.export, info.info, check.check):
     app.command(cls=Command)(ranks.by_one(report_errors(command)))

@@ -4,11 +4,15 @@ Rank 0 is the one that speaks and writes; the others compute.
 """
 
 import functools
+import io
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
+
+import typer
 
 from bpnet.distributed import MPI
 from bpnet.distributed.base import Communicator, agreed, by_first
@@ -38,10 +42,22 @@ def launched(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
     return 0, 1
 
 
+class Nowhere(io.TextIOBase):
+    """A stream of text that nobody reads."""
+
+    encoding = "utf-8"
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 def silence() -> None:
     """Let only the first of several processes speak: what the others have to say is the same, or said by an error."""
     if launched()[0] > 0:
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - they stay open
+        sys.stdout = sys.stderr = Nowhere()
 
 
 def by_one(command: Callable[P, None]) -> Callable[P, None]:
@@ -64,6 +80,14 @@ class Ranks:
         self.count = 1 if communicator is None else communicator.size
         self.options: Any = None if communicator is None else _Connected(communicator)
 
+    def threads(self) -> int | None:
+        """How many threads each has of the processors of its machine, None for all."""
+        if self.communicator is None:
+            return None
+        here = self.communicator.all_gather(platform.node()).count(platform.node())
+        own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(own, (os.cpu_count() or 1) // here))
+
     def agreed(self, function: Callable[..., T], *args: Any) -> T:
         """function(*args), or on all of them the error that it raises on one."""
         return function(*args) if self.communicator is None else agreed(self.communicator, function, *args)
@@ -84,6 +108,19 @@ class _Connected:
 
     def __repr__(self) -> str:
         return "'mpi'"
+
+
+def as_one(command: Callable[P, None]) -> Callable[P, None]:
+    """A command that several processes do together, of which its context's `obj` then tells: `Ranks`."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        with connected() as found:
+            context: Any = kwargs["context"]
+            context.obj = found
+            command(*args, **kwargs)
+
+    return run
 
 
 @contextmanager
@@ -110,6 +147,8 @@ def connected() -> Iterator[Ranks]:
         )
     try:
         yield Ranks(communicator)
+    except typer.Exit:  # which all of them do, or the first alone after the others
+        raise
     except BaseException as error:
         communicator.fail(error)
         raise

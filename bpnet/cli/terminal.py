@@ -163,9 +163,11 @@ def stop(number: int, frame: FrameType | None = None) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
-def signal_of(interrupt: KeyboardInterrupt) -> signal.Signals:
+def signal_of(interrupt: KeyboardInterrupt | SystemExit) -> signal.Signals:
     """The signal that `stop` was called with; Python's own handler, which knows only Ctrl-C, leaves none."""
-    return signal.Signals(interrupt.args[0] if interrupt.args else signal.SIGINT)
+    if isinstance(interrupt, SystemExit):  # by which a program ends of whom nobody else knows
+        return signal.Signals(int(interrupt.code or 128 + signal.SIGTERM) - 128)
+    return signal.Signals(interrupt.args[0] if interrupt.args and isinstance(interrupt.args[0], int) else signal.SIGINT)
 
 
 def report_errors(command: Callable[P, R]) -> Callable[P, R]:

@@ -111,7 +111,7 @@ class Writer:
             self.schema = schema
             self._open()
             self.table: Any = self.stack.enter_context(parquet.ParquetWriter(self.file, schema))
-        self.table.write_table(pa.table(dict(columns), schema=self.schema))
+        self.table.write(pa.table(dict(columns), schema=self.schema))
 
 
 def as_rows(columns: Columns, plain: bool) -> list[Any]:

@@ -119,7 +119,8 @@ class Answers:
                 column.values.tolist(), np.bincount(column.codes, minlength=len(column.values)).tolist()
             )
         elif self.few[i]:
-            values, counts = np.unique(column.values, return_counts=True)
+            known = column.values[np.isfinite(column.values)] if column.values.dtype.kind == "f" else column.values
+            values, counts = np.unique(known, return_counts=True)  # infinite ones are refused later, with their row
             self.tallies[i].add(values.tolist(), counts.tolist())
             self.few[i] = len(self.tallies[i].counts) <= MOST  # of quantities nobody asks how often each is there
 

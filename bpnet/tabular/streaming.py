@@ -29,8 +29,10 @@ from bpnet.tabular.splits import BySeed
 from bpnet.tabular.training import TableTraining
 from bpnet.trainer import Trainer
 
-HELD_OUT, HELD_OUT_VALUES = 1 << 20, 1 << 23
+HELD_OUT, HELD_OUT_VALUES = 1 << 18, 1 << 22
 """Rows that are held out at most, and values in all: they are kept in memory, and more would tell nothing more."""
+BUFFER = 1 << 28
+"""Bytes of encoded rows in memory."""
 
 
 class Encoded(Source):
@@ -65,7 +67,7 @@ class Encoded(Source):
         """The rows as a training takes them."""
         inputs = self.names[: self.names.index("y")]
         names = inputs if len(inputs) > 1 else None
-        return Stream(self, names, has_y=True, has_weight=self.weights is not None)
+        return Stream(self, names, has_y=True, has_weight=self.weights is not None, buffer=BUFFER)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -99,8 +101,8 @@ class Encoded(Source):
 
     def _read(self, i: int, start: int, stop: int) -> list[Sequence[Any]]:
         """Rows of one unit, in parts; whoever reads on from `stop` need not begin anew."""
-        left, parts = self.passes.take((i, start), (i, stop)), []
-        rest: Any = None
+        left, rest = self.passes.take((i, start), (i, stop)), None
+        parts: list[Sequence[Any]] = []
         try:
             at, chunks, arrays = left or (self.borders[i], self._unit(i), None)
             while at < stop:

@@ -119,7 +119,7 @@ def train_table(
     lr, weight_decay : of the optimizer; with weight decay, Adam becomes AdamW
     schedule : of the learning rate over all epochs: "cosine", "one_cycle", ..., or a function of the learning rate and
         the number of epochs that gives a `Schedule`
-    validation : the share of rows that is held out, 0 for none
+    validation : the share of rows that is held out, 0 for none; of a stream at most 262,144 rows, which stay in memory
     early_stopping : whether to stop early and keep the best epoch; or for how many epochs to wait
     class_weight : "balanced" gives all classes the same total weight; or a dict with a weight for each
     ensemble : this many networks in one, each trained on all rows, whose predictions are averaged (TabM)
