@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from bpnet.backends import Array, Backend, backend_of, get, reference, variant
+from bpnet.backends import Array, Backend, backend_of, get, reference
 from bpnet.backends.interrupts import ends_sessions
 from bpnet.backends.techniques import STEPS, Finding, brief, difference
 from bpnet.backpropagation import loss_and_gradient
@@ -115,18 +115,10 @@ def _everything(backend: Backend, device: Any) -> Iterator[Finding]:
 
 
 class _Place:
-    """A library on a device, and its definitions on the host, which draw the same masks."""
+    """A library on a device, and its definitions on the host."""
 
     def __init__(self, backend: Backend, device: Any) -> None:
-        host = get("numpy").xp
-        self.backend, self.device = backend, device
-        like = backend.from_host(0.0, backend.xp.float32, device)
-
-        def same_mask(definition: Backend, key: Any, shape: Any, keep: float, dtype: Any, _: Any) -> Any:
-            mask = backend.keep_mask(key, shape, keep, like.dtype, device)
-            return host.astype(host.asarray(backend.to_host(mask) > 0.0), dtype) * (1.0 / keep)
-
-        self.definition = variant(Backend(host), keep_mask=same_mask)
+        self.backend, self.device, self.definition = backend, device, Backend(get("numpy").xp)
 
     def array(self, values: Any) -> Array:
         """Of a NumPy array."""
@@ -270,8 +262,6 @@ def _compared(on: _Place, part: str, entries: Sequence[Entry], rows: int) -> Ite
 # ---- whole steps ----------------------------------------------------------------------------------------------------
 
 NETWORK = Sequential(Dense(20, "tanh"), BatchNorm(), Dropout(0.25), Residual(Dense(20, "gelu")), Dense(3))
-OF_A_FIT = Sequential(Dense(20, "tanh"), BatchNorm(), Dense(3))
-"""Without masks, which are each library's own."""
 
 
 def _steps(on: _Place, precision: str) -> Iterator[Finding]:
@@ -321,7 +311,7 @@ def _fit(on: _Place, precision: str) -> Iterator[tuple[str, str, float, float | 
     rng = numpy.random.default_rng(0)
     x, weight = rng.standard_normal((271, FEATURES)).astype("float32"), rng.uniform(0.5, 1.5, 271).astype("float32")
     y = rng.integers(0, 3, 271, "int32")
-    trainers = [Trainer(OF_A_FIT, CrossEntropy(), SGD(0.1), precision=p) for p in (precision, "float32")]  # type: ignore[arg-type]
+    trainers = [Trainer(NETWORK, CrossEntropy(), SGD(0.1), precision=p) for p in (precision, "float32")]  # type: ignore[arg-type]
     options: dict[str, Any] = {"epochs": 2, "batch_size": 33, "progress": False}
     trainers[0].fit(on.array(x), on.array(y), sample_weight=on.array(weight), **options)
     with reference():

@@ -444,7 +444,7 @@ def test_dropout_is_drawn_anew_in_every_step_and_again_by_backward(jit: Any, unc
     assert len(set(losses)) == 3
     generic = bp.backends.Backend(SEAM.xp)  # the definitions of everything, dropout's mask too
     p = trainer.layout.views(generic, trainer.theta)
-    run = Run(generic, True, (0, 1, 0))
+    run = Run(generic, True, (0, 1))
     output, _ = network.forward(run, p, x)
     assert losses[0] == pytest.approx(float(bp.CrossEntropy()(run, output, y, None, 60.0)[0]), rel=1e-12)
     learning = bp.Trainer(network, "cross_entropy", bp.Adam(1e-2))

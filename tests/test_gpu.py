@@ -13,7 +13,6 @@ import pytest
 from conftest import SUBSTITUTED
 
 import bpnet as bp
-from bpnet.backends.base import Backend
 
 ON_DEVICE = pytest.param("cupy", marks=pytest.mark.gpu)
 EITHER = pytest.mark.parametrize("name", ["torch", ON_DEVICE])
@@ -64,20 +63,6 @@ def trainer_of(optimizer: str = "momentum", **options: Any) -> bp.Trainer:
     return bp.Trainer(EVERY_LAYER, "cross_entropy", OPTIMIZERS[optimizer], seed=7, clip_norm=1.0, **options)
 
 
-@pytest.fixture
-def same_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NumPy and PyTorch draw dropout's masks by the definition, as CuPy does, not by their own generators."""
-    numpy_seam: Any = bp.backends.get("numpy")
-
-    def by_definition(self: Any, key: Any, shape: Any, keep: float, dtype: Any, device: Any) -> Any:
-        real = np.dtype(str(dtype).rpartition(".")[2])
-        return self.from_host(Backend.keep_mask(numpy_seam, key, shape, keep, real, "cpu"), device=device)
-
-    for name in ("numpy", "torch"):
-        with suppress(ImportError):
-            monkeypatch.setattr(type(bp.backends.get(name)), "keep_mask", by_definition)
-
-
 def worst(actual: Any, expected: Any, tolerance: tuple[float, float]) -> float:
     """The largest difference as a share of what is allowed."""
     rtol, atol = tolerance
@@ -87,7 +72,6 @@ def worst(actual: Any, expected: Any, tolerance: tuple[float, float]) -> float:
 @EITHER
 @DTYPES
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.usefixtures("same_masks")
 def test_steps_equal_those_of_numpy(optimizer: str, dtype: str, name: str, library: Any, record_property: Any) -> None:
     other = library(name)
     x, y = data(dtype)

@@ -87,9 +87,7 @@ def test_the_gradient_along_a_random_direction(network: int, record_property: An
     assert flat == POINTS, f"there are no differences of {problem}"
 
 
-def test_a_step_is_the_same(
-    way: str, network: int, library: Any, monkeypatch: pytest.MonkeyPatch, uncompiled: Any
-) -> None:
+def test_a_step_is_the_same(way: str, network: int, library: Any, uncompiled: Any) -> None:
     """To 1e-12 of the largest entry in each vector; captured, to the bit of the step launched command by command."""
     name, compile, _ = WAYS[way]
     lib = library(name)
@@ -97,8 +95,6 @@ def test_a_step_is_the_same(
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
     if name == "cupy" and (why := without_cublaslt()):
         pytest.skip(why)
-    if name == "torch":  # which has masks of its own
-        monkeypatch.setattr(lib.seam, "keep_mask", host_mask(lib))
     problem, expected, _ = drawn(network)
     batch = problem.batch(lib.array)
     trainer = problem.trainer(compile).build(batch[0])
@@ -114,12 +110,3 @@ def test_a_step_is_the_same(
         trainer.restore(start)
         for captured, launched in zip(stepped(), found, strict=True):
             np.testing.assert_array_equal(captured, launched)
-
-
-def host_mask(lib: Any) -> Any:
-    own = bp.backends.get("numpy")
-
-    def keep_mask(key: Any, shape: Any, keep: float, dtype: Any, device: Any) -> Any:
-        return lib.array(own.keep_mask(key, shape, keep, np.dtype("float64"), "cpu"))
-
-    return keep_mask

@@ -8,16 +8,7 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from bpnet.backends.interrupts import NoWarnings
-from bpnet.backends.polynomials import (
-    ERF_T,
-    ERF_U,
-    ERFC_P,
-    ERFC_Q,
-    ERFINV_FAR,
-    ERFINV_NEAR,
-    ROOT_2,
-    polynomial,
-)
+from bpnet.backends.polynomials import ERF_T, ERF_U, ERFC_P, ERFC_Q, ERFINV_FAR, ERFINV_NEAR, ROOT_2, polynomial
 from bpnet.compiler.random import GOLDEN, TRIPLE32, start_of, threshold
 from bpnet.errors import DeviceError, OptionError
 
@@ -371,6 +362,15 @@ class Backend:
         if choice is True:
             raise OptionError(f"compile is True, but steps on {self.name} arrays can't be compiled: leave it out")
         return partial(function, self)
+
+    def outside(
+        self, function: Callable[["Backend", Array], Array], array: Array, text: str, captured: bool = False
+    ) -> Array:
+        """function(backend, array), an array like it, called as it stands amidst what is compiled: a collective.
+
+        `text` says what it is; `captured` that it only launches work on a device, so that it can be captured.
+        """
+        return function(self, array)
 
     def follow(self, state: State) -> None:
         """Have what is launched next come after all that has been launched for the state, by whomever."""

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import jax
 import jax.numpy as xp
 import numpy
+from jax.experimental import io_callback
 
 from bpnet.backends.base import GROUPED, SUMMED, Array, Backend, Key, State
 from bpnet.compiler.random import GOLDEN
@@ -132,6 +133,18 @@ class JaxBackend(Backend):
         if known() == size:
             seen.add(kind)
         return result
+
+    def outside(
+        self, function: Callable[[Backend, Any], Any], array: Array, text: str, captured: bool = False
+    ) -> Array:
+        """By NumPy where XLA compiles what is around: a function that it calls may not use JAX itself."""
+        if not isinstance(array, jax.core.Tracer):
+            return function(self, array)
+        from bpnet.backends import get
+
+        made = jax.ShapeDtypeStruct(array.shape, array.dtype)
+        on_host = partial(function, get("numpy"))
+        return io_callback(lambda a: numpy.asarray(on_host(numpy.array(a))), made, array, ordered=True)
 
     def explain(self, function: Callable[..., Any], args: Sequence[Any]) -> str:
         return "jax: the whole function as one program that XLA compiles; see jax.jit(...).lower(...).as_text()"

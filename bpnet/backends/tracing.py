@@ -109,6 +109,16 @@ class TracingBackend(Backend):
     def outline(self, part: Any) -> Any:
         return part if self.real is None else _Outlined(self, part)
 
+    def outside(self, function: Callable[[Backend, Any], Any], array: Any, text: str, captured: bool = False) -> Symbol:
+        """A call whose result is known beforehand, and which tracing does not make: other processes wait for it."""
+        real = self.real
+        if real is None:
+            raise NotTraceableError(text)
+        (made,) = self.graph.call(
+            lambda given: (function(real, given),), text, (array,), ((array.shape, array.dtype.name),), captured
+        )
+        return made
+
     def blocks(self, rows: int, work: float) -> list[Rows]:
         return self.cut(rows, work)
 

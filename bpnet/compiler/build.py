@@ -92,7 +92,7 @@ def _call(step: Step, memory: Memory) -> Call:
 
     given = [Number(s.args[0]) if s.op == "number" else array(s) for s in inputs]
     outputs = [(symbol.args[1], array(symbol)) for symbol in step.symbols]
-    return Call(site.function, site.text, tuple(given), tuple(outputs))
+    return Call(site.function, site.text, tuple(given), tuple(outputs), site.captured)
 
 
 def _strided(step: Step, memory: Memory) -> StridedCopy:

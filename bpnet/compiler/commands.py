@@ -330,12 +330,30 @@ class Call:
     """A function of the library's arrays that is called as it stands, since it can't be traced.
 
     outputs: which of the arrays that it gives, and where that is copied.
+    captured: None, or of a collective, which works in place: whether all it does is to launch work on a device.
     """
 
     function: Callable[..., Sequence[Any]]
     text: str
     inputs: tuple[Array | Number, ...]
     outputs: tuple[tuple[int, Array], ...]
+    captured: bool | None = None
+
+    def carry_out(self, array: Callable[[Array], Any], number: Callable[[int], float]) -> None:
+        """Call it on the arrays and numbers that these two give, and put what it gives where others read it."""
+        if self.captured is None:
+            made = self.function(*[number(x.slot) if isinstance(x, Number) else array(x) for x in self.inputs])
+        else:
+            (given,), ((_, result),) = self.inputs, self.outputs
+            assert isinstance(given, Array)
+            own = array(result)
+            if given.address != result.address:  # others read it too
+                own[...] = array(given)
+            made = self.function(own)
+            if made[0] is own:
+                return
+        for i, out in self.outputs:
+            array(out)[...] = made[i]
 
     def __str__(self) -> str:
         addresses = ", ".join(str(array.address) for _, array in self.outputs)

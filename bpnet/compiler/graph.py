@@ -23,10 +23,13 @@ WIDE = 16
 
 
 class CallSite:
-    """A function of arrays that is called as it stands: it gives a list of arrays; `text` says what it is and why."""
+    """A function of arrays that is called as it stands: it gives a list of arrays; `text` says what it is and why.
 
-    def __init__(self, function: Callable[..., Sequence[Any]], text: str) -> None:
-        self.function, self.text = function, text
+    `captured`: None, or of a collective, which works in place: whether all it does is to launch work on a device.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[Any]], text: str, captured: bool | None = None) -> None:
+        self.function, self.text, self.captured = function, text, captured
 
     def __str__(self) -> str:
         return self.text
@@ -74,10 +77,15 @@ class Graph:
         return self.add(op, args, (len(known),), self.real)
 
     def call(
-        self, function: Callable[..., Sequence[Any]], text: str, inputs: Sequence[Symbol], outputs: Sequence[Any]
+        self,
+        function: Callable[..., Sequence[Any]],
+        text: str,
+        inputs: Sequence[Symbol],
+        outputs: Sequence[Any],
+        captured: bool | None = None,
     ) -> list[Symbol]:
         """What `function` gives for arrays: others with these shapes and types, of which nothing else is known."""
-        site, inputs = CallSite(function, text), [self.in_order(x) for x in inputs]
+        site, inputs = CallSite(function, text, captured), [self.in_order(x) for x in inputs]
         for _, dtype in outputs:
             if numpy.dtype(dtype) not in (self.real, "int32", "int64", "bool"):
                 raise NotTraceableError(f"{text} gives {dtype} values")

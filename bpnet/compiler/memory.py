@@ -100,4 +100,10 @@ def _contained(fusion: Fusion) -> dict[Symbol, tuple[Symbol, int]]:
             if whole not in computed or fusion.consumers[total] > 1 or whole.op in JOINS:
                 raise NotTraceableError("a sum that is read elsewhere too is added to")
             inside.setdefault(whole, (symbol, 0))
+        elif (
+            symbol.op == "called" and symbol.args[0].captured is not None
+        ):  # works in place, where nobody else reads it
+            given = symbol.args[2]
+            if given is root_of(given)[0] and fusion.consumers[given] == 1 and given.op != "memory":
+                inside.setdefault(given, (symbol, 0))
     return inside

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 from bpnet.backends.base import Array, Backend
@@ -71,6 +71,17 @@ class Communicator:
     def broadcast_array(self, backend: Backend, array: Array) -> Array:
         """That of rank 0; the others give one of its shape and type."""
         return array
+
+    def phase(self, what: str, limit: float | None = None) -> AbstractContextManager[None]:
+        """While this rank does what `what` says: in so many seconds it is to meet the others again, or `beat`.
+
+        Otherwise it counts as one that hangs, as soon as others wait for it.  None: four fifths of the time limit.  The
+        innermost of nested phases counts; outside of all of them a rank may take as long as it likes.
+        """
+        return nullcontext()
+
+    def beat(self) -> None:
+        """This rank goes on, though it has not met the others for a while.  It costs next to nothing."""
 
     def fail(self, error: BaseException) -> None:
         """Tell the others that this rank can't go on, and why: they are to end by a RankError that names it.

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import pairwise
 from time import perf_counter
 from typing import Any
@@ -12,14 +16,28 @@ import numpy
 
 from bpnet.backends.base import Array, Backend
 from bpnet.distributed.base import Combine, Communicator
-from bpnet.errors import MissingExtraError
+from bpnet.distributed.verdict import PATIENCE
+from bpnet.distributed.watch import Watch, connecting
+from bpnet.errors import ArgumentError, BpnetWarning, MissingExtraError, OptionError, kind_of
+from bpnet.options import choice, number
+
+CALLS = "all_reduce", "all_gather", "broadcast"
 
 
 @dataclass(frozen=True)
 class MPI:
-    """The processes that `mpiexec` has started.
+    """Trains with the processes that `mpiexec` (or a scheduler) has started, one training of all.
 
-    `comm` is a communicator of mpi4py (None: that of all processes).
+    `rows` is "same" where every rank passes the same data, of which it takes its part of every batch, and "own" where
+    each passes rows of its own, which together are the data.  `reduction` is "fast", as MPI adds up, or "ordered": in
+    the order of the rows, so that the result has the same bits for any number of ranks that divides the blocks; with
+    one block a rank that sends no more bytes, and copies each vector three times.
+
+    A rank that dies, hangs or fails ends all of them within `timeout` seconds, by RankError where Python can still
+    raise it.  A rank hangs when it has not come back to the others for four fifths of that: have a longer one where a
+    callback takes so long.  `comm` is a communicator of mpi4py (None: that of all processes).
+
+    Needs mpi4py and an MPI: pip install 'bpnet-xp[mpi]' mpich.
     """
 
     rows: str = "same"
@@ -27,25 +45,62 @@ class MPI:
     timeout: float = 30.0
     comm: Any = None
 
-    def connect(self) -> Communicator:
-        """The ranks; called by all of them."""
-        try:
+    def __post_init__(self) -> None:
+        choice("rows", self.rows, ("same", "own"))
+        choice("reduction", self.reduction, ("fast", "ordered"))
+        number("timeout", self.timeout, 1.0, math.inf, "left")
+
+    def connect(self) -> MPICommunicator:
+        """The ranks; called by all of them.
+
+        Raises MissingExtraError without mpi4py, and OptionError where MPI can't be used by two threads of a process.
+        """
+        if find_spec("mpi4py") is None:
+            raise MissingExtraError("distributed='mpi'", "mpi4py", "mpi")
+        with connecting(self.timeout):
             from mpi4py import MPI as mpi
-        except ImportError:
-            raise MissingExtraError("distributed='mpi'", "mpi4py", "mpi") from None
-        return MPICommunicator(mpi, mpi.COMM_WORLD if self.comm is None else self.comm, self.rows, self.reduction)
+
+            if mpi.Is_finalized() or not mpi.Is_initialized():
+                raise OptionError("distributed is MPI, which is not initialized, or already finalized, in this process")
+            if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
+                raise OptionError(
+                    "MPI was initialized for one thread, but ranks watch each other by a second one: leave "
+                    'mpi4py.rc.thread_level at "multiple"'
+                )
+            comm = mpi.COMM_WORLD if self.comm is None else self.comm
+            if not isinstance(comm, mpi.Intracomm):
+                raise ArgumentError(f"comm is {kind_of(comm)}; expected an intracommunicator of mpi4py, or None")
+            watch = _watch(mpi, comm, self.timeout)
+        if watch.rank:  # what warns of one warns of all
+            warnings.simplefilter("ignore", BpnetWarning)
+        return MPICommunicator(watch, self.rows, self.reduction)
+
+
+def _watch(mpi: Any, comm: Any, timeout: float) -> Watch:
+    """That of a communicator, which has one as long as it lives."""
+    if not _KEYS:
+        _KEYS.append(mpi.Comm.Create_keyval(delete_fn=lambda comm, key, watch: watch.stop()))
+    watch: Watch | None = comm.Get_attr(_KEYS[0])
+    if watch is None:
+        watch = Watch(mpi, comm, timeout)
+        comm.Set_attr(_KEYS[0], watch)
+    watch.timeout = timeout
+    return watch
+
+
+_KEYS: list[int] = []
 
 
 class MPICommunicator(Communicator):
     """The ranks of a communicator of mpi4py.
 
-    Before every call that all make there is a barrier that is polled, so that whoever waits can be interrupted, and
-    find out whom it waits for; what comes then is done by MPI's blocking calls, which are its fastest.
+    Before every call that all make they meet, by a call of a few bytes that is polled; so whoever waits can be
+    interrupted, and told whom it waits for.  What comes then is done by MPI's blocking calls, which are its fastest.
     """
 
-    def __init__(self, mpi: Any, comm: Any, rows: str, reduction: str) -> None:
-        self.mpi, self.comm = mpi, comm.Dup()
-        self.rank, self.size = self.comm.rank, self.comm.size
+    def __init__(self, watch: Watch, rows: str, reduction: str) -> None:
+        self.watch, self.mpi, self.comm = watch, watch.mpi, watch.comm
+        self.rank, self.size = watch.rank, watch.size
         self.rows, self.reduction = rows, reduction
         self.bytes_sent = 0
         """Bytes of vectors that this rank has sent; where MPI itself adds up, the fewest that this can be done with."""
@@ -54,17 +109,27 @@ class MPICommunicator(Communicator):
 
     # ---- what all call ------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _together(self, what: str, size: int = 0) -> Iterator[None]:
+        """What all ranks do together, with `size` bytes of each."""
+        begun, watch = perf_counter(), self.watch
+        try:
+            watch.meet(CALLS.index(what) + 1, what, size)
+            yield
+        except self.mpi.Exception as error:
+            raise watch.broken(what, error) from error
+        finally:
+            watch.met()
+            self.seconds += perf_counter() - begun
+
     def all_reduce(self, backend: Backend, vector: Array, tail: int = 0) -> Array:
         if self.size == 1:
             return vector
-        begun = perf_counter()
         own = self._on_host(backend, vector)
-        self._meet("all_reduce")
-        self.comm.Allreduce(self.mpi.IN_PLACE, own)
+        with self._together("all_reduce", own.nbytes):
+            self.comm.Allreduce(self.mpi.IN_PLACE, own)
         self.bytes_sent += 2 * own.nbytes * (self.size - 1) // self.size
-        vector = self._given_back(backend, own, vector)
-        self.seconds += perf_counter() - begun
-        return vector
+        return self._given_back(backend, own, vector)
 
     def all_reduce_ordered(
         self, backend: Backend, parts: Sequence[Array], counts: Sequence[int], combine: Combine
@@ -72,60 +137,51 @@ class MPICommunicator(Communicator):
         """See the base class.
 
         Each rank is sent its segment of the vectors of all, and combines these; then all are sent all segments.  With
-        one vector a rank that are no more bytes than any other all-reduce sends.
+        one vector a rank that is no more bytes than any other all-reduce sends.
         """
         if self.size == 1:
             return combine(parts)
-        begun = perf_counter()
-        own = [numpy.ascontiguousarray(backend.to_host(part)) for part in parts]
+        own = [backend.to_host(part) for part in parts]
         like, size = own[0], own[0].size
-        borders = [size * rank // self.size for rank in range(self.size + 1)]
-        lengths = [stop - start for start, stop in pairwise(borders)]
-        kind = self.mpi._typedict[like.dtype.char]
-        sent = numpy.concatenate([part[a:b] for a, b in pairwise(borders) for part in own])
+        borders = list(pairwise(size * rank // self.size for rank in range(self.size + 1)))
+        lengths = [stop - start for start, stop in borders]
         mine = lengths[self.rank]
-        received = numpy.empty(sum(counts) * mine, like.dtype)
-        self._meet("all_reduce")
-        self.comm.Alltoallv(
-            [sent, [len(own) * length for length in lengths], kind],
-            [received, [count * mine for count in counts], kind],
-        )
-        segment = numpy.ascontiguousarray(combine(list(received.reshape(-1, mine))))
-        total = numpy.empty(size, like.dtype)
-        self.comm.Allgatherv([segment, mine, kind], [total, lengths, kind])
+        sent = numpy.concatenate([part[start:stop] for start, stop in borders for part in own])
+        received, total = (numpy.empty(count, like.dtype) for count in (sum(counts) * mine, size))
+        with self._together("all_reduce", size * like.itemsize):
+            self.comm.Alltoallv(
+                [sent, [len(own) * length for length in lengths]], [received, [count * mine for count in counts]]
+            )
+            segment = combine(list(received.reshape(sum(counts), mine)))
+            self.comm.Allgatherv(numpy.ascontiguousarray(segment), [total, lengths])
         self.bytes_sent += like.itemsize * (len(own) * (size - mine) + (self.size - 1) * mine)
-        vector = self._given_back(backend, total, parts[0])
-        self.seconds += perf_counter() - begun
-        return vector
+        return self._given_back(backend, total, parts[0])
 
     def all_gather(self, value: Any) -> list[Any]:
-        begun = perf_counter()
-        self._meet("all_gather")
-        found: list[Any] = self.comm.allgather(value)
-        self.seconds += perf_counter() - begun
+        with self._together("all_gather"):
+            found: list[Any] = self.comm.allgather(value)
         return found
 
     def broadcast(self, value: Any) -> Any:
-        begun = perf_counter()
-        self._meet("broadcast")
-        value = self.comm.bcast(value)
-        self.seconds += perf_counter() - begun
-        return value
+        with self._together("broadcast"):
+            return self.comm.bcast(value)
 
     def broadcast_array(self, backend: Backend, array: Array) -> Array:
-        begun = perf_counter()
         own = self._on_host(backend, array)
-        self._meet("broadcast")
-        self.comm.Bcast(own)
-        array = self._given_back(backend, own, array)
-        self.seconds += perf_counter() - begun
-        return array
+        with self._together("broadcast", own.nbytes):
+            self.comm.Bcast(own)
+        return self._given_back(backend, own, array)
 
-    def _meet(self, what: str) -> None:
-        """Wait until all ranks have come here."""
-        request = self.comm.Ibarrier()
-        while not request.Test():
-            pass
+    # ---- how they go on -----------------------------------------------------------------------------------------
+
+    def phase(self, what: str, limit: float | None = None) -> AbstractContextManager[None]:
+        return self.watch.phase(what, PATIENCE * self.watch.timeout if limit is None else limit)
+
+    def beat(self) -> None:
+        self.watch.beat()
+
+    def fail(self, error: BaseException) -> None:
+        self.watch.fail(error)
 
     # ---- arrays -------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,12 @@
 // random as far as events allow.  The rules of stream capture are enforced as CUDA's documentation has them.
 //
 // What real CuPy calls of the runtime is redirected to here: cudaXyz to sub_cudaXyz (see substitute.py).
+//
+// There may be several devices (sub_devices), each with streams of its own, for several ranks of a training: work of one
+// that waits for another's (nccl.cpp) is put off, and a thread that has nothing else to do lets other threads go on.
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -29,42 +33,62 @@ enum Error {
 };
 
 using Work = std::function<void()>;
-struct Node { std::string kind, name; Work work; };
+using Ready = std::function<bool()>;
+struct Stage { Ready ready; Work work; };  // what is done once it is ready; at once, where nobody says when
+struct Node { std::string kind, name; std::vector<Stage> stages; };
 using Graph = std::vector<Node>;
 struct Mark { struct Stream* stream = nullptr; long number = 0; };  // how much of a stream's work
-struct Item { std::vector<Mark> after; Work work; };
+struct Item { std::vector<Mark> after; Stage stage; };
 struct Stream {
     bool nonblocking = false, capturing = false, invalid = false, relaxed = false;
-    Graph nodes;
+    struct Device* device;
+    Graph nodes = {};
     std::deque<Item> queue = {};
     long given = 0, done = 0;
 };
+struct Device { Stream legacy{.device = this}; std::set<Stream*> streams; };
 struct Event { Mark at; bool captured = false; };
 
-std::recursive_mutex mutex;
+struct Mutex {  // one that a thread can let go of however often it has it
+    void lock() { mutex.lock(), ++depth; }
+    void unlock() { --depth, mutex.unlock(); }
+    void pause() {
+        int had = depth;
+        for (int i = 0; i < had; ++i) unlock();
+        usleep(100);
+        for (int i = 0; i < had; ++i) lock();
+    }
+    std::recursive_mutex mutex;
+    int depth = 0;
+} mutex;
+using Lock = std::lock_guard<Mutex>;
 std::map<std::string, long> counts;
-Stream legacy;
-std::set<Stream*> streams;
+
+enum { MOST_DEVICES = 16 };
+Device devices[MOST_DEVICES];
+int device_count = 1;
+thread_local int current = 0;
 
 bool late = false;
 std::mt19937 dice;
 std::map<const char*, size_t> pinned;
 
-Stream* stream_of(void* s) { return (uintptr_t)s < 3 ? &legacy : (Stream*)s; }
+Stream* stream_of(void* s) { return (uintptr_t)s < 3 ? &devices[current].legacy : (Stream*)s; }
 
 void invalidate() {
-    for (Stream* s : streams) s->invalid |= s->capturing;
+    for (Stream* s : devices[current].streams) s->invalid |= s->capturing;
 }
 
 bool any_capture(bool relaxed) {
+    const std::set<Stream*>& streams = devices[current].streams;
     return std::any_of(streams.begin(), streams.end(), [=](Stream* s) { return s->capturing && (relaxed || !s->relaxed); });
 }
 
 // The legacy stream waits for all that block on it, which a captured one can't be waited for.
 int implicit(Stream* s) {
-    if (s != &legacy) return DONE;
+    if (s != &s->device->legacy) return DONE;
     bool found = false;
-    for (Stream* other : streams) {
+    for (Stream* other : s->device->streams) {
         if (other->capturing && !other->nonblocking) found = other->invalid = true;
     }
     return found ? CAPTURE_IMPLICIT : DONE;
@@ -76,15 +100,24 @@ bool reached(Mark mark) { return !mark.stream || mark.stream->done >= mark.numbe
 void run_until(Mark mark) {
     while (!reached(mark)) {
         std::vector<Stream*> ready;
+        bool waits = false;
         auto look = [&](Stream* s) {
             if (s->queue.empty()) return;
-            const std::vector<Mark>& after = s->queue.front().after;
-            if (std::all_of(after.begin(), after.end(), reached)) ready.push_back(s);
+            const Item& next = s->queue.front();
+            if (!std::all_of(next.after.begin(), next.after.end(), reached)) return;
+            if (next.stage.ready && !next.stage.ready()) waits = true;
+            else ready.push_back(s);
         };
-        look(&legacy);
-        for (Stream* s : streams) look(s);
+        for (int i = 0; i < device_count; ++i) {
+            look(&devices[i].legacy);
+            for (Stream* s : devices[i].streams) look(s);
+        }
+        if (ready.empty() && waits) {
+            mutex.pause();
+            continue;
+        }
         Stream* s = ready.at(dice() % ready.size());
-        Work work = std::move(s->queue.front().work);
+        Work work = std::move(s->queue.front().stage.work);
         s->queue.pop_front();
         work();
         ++s->done;
@@ -92,41 +125,49 @@ void run_until(Mark mark) {
 }
 
 // What is done once all is that was given to the stream before, and to those for which it waits by itself.
-Mark enqueue(Stream* s, Work work, Mark event = {}) {
+Mark enqueue(Stream* s, std::vector<Stage> stages, Mark event = {}) {
     std::vector<Mark> after = {event};
-    if (s == &legacy) {
-        for (Stream* other : streams) if (!other->nonblocking) after.push_back({other, other->given});
+    Stream* legacy = &s->device->legacy;
+    if (s == legacy) {
+        for (Stream* other : s->device->streams) if (!other->nonblocking) after.push_back({other, other->given});
     } else if (!s->nonblocking) {
-        after.push_back({&legacy, legacy.given});
+        after.push_back({legacy, legacy->given});
     }
-    s->queue.push_back({after, std::move(work)});
-    Mark mark = {s, ++s->given};
+    for (Stage& stage : stages) s->queue.push_back({after, std::move(stage)}), ++s->given;
+    Mark mark = {s, s->given};
     if (!late) run_until(mark);
     return mark;
 }
+Mark enqueue(Stream* s, Mark event = {}) { return enqueue(s, {{nullptr, [] {}}}, event); }
 
+// All that the current device has been given.
 void finish() {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
-    run_until({&legacy, legacy.given});
-    for (Stream* s : streams) run_until({s, s->given});
+    Lock lock(mutex);
+    Device& device = devices[current];
+    std::vector<Mark> given = {{&device.legacy, device.legacy.given}};
+    for (Stream* s : device.streams) given.push_back({s, s->given});
+    for (Mark mark : given) run_until(mark);
 }
 
-int submit(void* stream, const char* kind, const std::string& name, Work work) {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+int submit(void* stream, const char* kind, const std::string& name, std::vector<Stage> stages) {
+    Lock lock(mutex);
     Stream* s = stream_of(stream);
     if (int error = implicit(s)) return error;
     if (s->capturing) {
         if (s->invalid) return CAPTURE_INVALIDATED;
-        s->nodes.push_back({kind, name, std::move(work)});
+        s->nodes.push_back({kind, name, std::move(stages)});
         return DONE;
     }
     ++counts[kind];
-    return enqueue(s, std::move(work)), DONE;
+    return enqueue(s, std::move(stages)), DONE;
+}
+int submit(void* stream, const char* kind, const std::string& name, Work work) {
+    return submit(stream, kind, name, std::vector<Stage>{{nullptr, std::move(work)}});
 }
 
 // What may not be done while any stream is captured; or but in relaxed mode, which is CuPy's.
 int unsafe(const char* what, bool ever = false) {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     ++counts[what];
     if (!any_capture(ever)) return DONE;
     invalidate();
@@ -134,7 +175,7 @@ int unsafe(const char* what, bool ever = false) {
 }
 
 void count(const char* what) {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     ++counts[what];
 }
 
@@ -144,22 +185,36 @@ extern "C" {
 
 const char* sub_counts() {
     static std::string text;
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     text.clear();
     for (auto& [name, n] : counts) text += name + " " + std::to_string(n) + "\n";
     return text.c_str();
 }
 
+// Of a library that works on streams as this one does.
+int sub_submit(void* stream, const char* kind, std::vector<Stage> stages) { return submit(stream, kind, "", std::move(stages)); }
+void sub_finish() { finish(); }
+int sub_device() { return current; }
+
+void sub_devices(int n) { device_count = n; }
+
 void sub_late(int on, unsigned seed) {
-    finish();
+    for (int i = 0; i < device_count; ++i) current = i, finish();
+    current = 0;
     late = on, dice.seed(seed);
 }
 
 // ---- the runtime: devices and memory
 
-int sub_cudaGetDevice(int* device) { return *device = 0, DONE; }
-int sub_cudaSetDevice(int device) { return device == 0 ? DONE : INVALID_DEVICE; }
-int sub_cudaGetDeviceCount(int* n) { return *n = 1, DONE; }
+int sub_cudaGetDevice(int* device) { return *device = current, DONE; }
+int sub_cudaSetDevice(int device) {
+    if (device < 0 || device >= device_count) return INVALID_DEVICE;
+    return current = device, DONE;
+}
+int sub_cudaGetDeviceCount(int* n) { return *n = device_count, DONE; }
+int sub_cudaDeviceGetPCIBusId(char* text, int size, int device) {
+    return std::snprintf(text, size, "0000:%02x:00.0", device + 1), DONE;
+}
 int sub_cudaDriverGetVersion(int* version) { return *version = 13000, DONE; }
 int sub_cudaRuntimeGetVersion(int* version) { return *version = 13000, DONE; }
 int sub_cudaGetLastError() { return DONE; }
@@ -196,13 +251,13 @@ int sub_cudaFree(void* p) {
 int sub_cudaHostAlloc(void** p, size_t size, unsigned) {
     if (int error = unsafe("host allocation")) return error;
     *p = std::aligned_alloc(4096, (size + 4095) / 4096 * 4096);
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     return pinned[(char*)*p] = size, *p ? DONE : OUT_OF_MEMORY;
 }
 
 int sub_cudaFreeHost(void* p) {
     finish();
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     return pinned.erase((char*)p), std::free(p), DONE;
 }
 
@@ -215,7 +270,7 @@ struct Attributes { int type, device; void *device_pointer, *host_pointer; };
 int sub_cudaPointerGetAttributes(Attributes* a, const void*) { return *a = {}, DONE; }
 
 int sub_cudaMemcpy(void* to, const void* from, size_t size, int) {
-    if (int error = implicit(&legacy)) return error;
+    if (int error = implicit(stream_of(nullptr))) return error;
     if (int error = unsafe("synchronous copy")) return error;
     return finish(), std::memmove(to, from, size), DONE;
 }
@@ -224,7 +279,7 @@ int sub_cudaMemcpy(void* to, const void* from, size_t size, int) {
 
 int sub_cudaMemcpyAsync(void* to, const void* from, size_t size, int kind, void* stream) {
     static const char* names[] = {"host copy", "copy to device", "copy to host", "device copy", "device copy"};
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     Stream* s = stream_of(stream);
     if (kind == 1 && !is_pinned(from)) {
         std::string now((const char*)from, size);
@@ -243,27 +298,27 @@ int sub_cudaMemsetAsync(void* p, int value, size_t size, void* stream) {
 // ---- streams and events
 
 int sub_cudaStreamCreateWithPriority(void** stream, unsigned flags, int) {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
-    Stream* s = new Stream;
+    Lock lock(mutex);
+    Stream* s = new Stream{.device = &devices[current]};
     s->nonblocking = flags & 1;
-    streams.insert(s);
+    s->device->streams.insert(s);
     return *stream = s, DONE;
 }
 int sub_cudaStreamCreateWithFlags(void** stream, unsigned flags) { return sub_cudaStreamCreateWithPriority(stream, flags, 0); }
 int sub_cudaStreamCreate(void** stream) { return sub_cudaStreamCreateWithPriority(stream, 0, 0); }
 
 int sub_cudaStreamDestroy(Stream* s) {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     run_until({s, s->given});
-    return streams.erase(s), DONE;  // events may still know it
+    return s->device->streams.erase(s), DONE;  // events may still know it
 }
 
 static int wait(const char* what, Stream* s) {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     ++counts[what];
     if (int error = implicit(s)) return error;
     if (s->capturing) return s->invalid = true, CAPTURE_UNSUPPORTED;
-    return run_until(enqueue(s, [] {})), DONE;
+    return run_until(enqueue(s)), DONE;
 }
 
 int sub_cudaStreamSynchronize(void* stream) { return wait("synchronise", stream_of(stream)); }
@@ -275,22 +330,22 @@ int sub_cudaStreamQuery(void* stream) { return stream_of(stream)->queue.empty() 
 int sub_cudaStreamGetFlags(void* s, unsigned* flags) { return *flags = stream_of(s)->nonblocking, DONE; }
 int sub_cudaStreamGetPriority(void*, int* priority) { return *priority = 0, DONE; }
 int sub_cudaStreamWaitEvent(void* stream, Event* event, unsigned) {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     ++counts["wait for event"];
-    if (!stream_of(stream)->capturing) enqueue(stream_of(stream), [] {}, event->at);
+    if (!stream_of(stream)->capturing) enqueue(stream_of(stream), event->at);
     return DONE;
 }
 
 int sub_cudaStreamBeginCapture(void* stream, int mode) {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     Stream* s = stream_of(stream);
-    if (s == &legacy || s->capturing) return CAPTURE_UNSUPPORTED;
+    if (s == &s->device->legacy || s->capturing) return CAPTURE_UNSUPPORTED;
     s->capturing = true, s->invalid = false, s->relaxed = mode == 2, s->nodes.clear();
     return DONE;
 }
 
 int sub_cudaStreamEndCapture(void* stream, Graph** graph) {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     Stream* s = stream_of(stream);
     *graph = nullptr;
     if (!s->capturing) return CAPTURE_INVALIDATED;
@@ -302,7 +357,7 @@ int sub_cudaStreamEndCapture(void* stream, Graph** graph) {
 }
 
 int sub_cudaStreamIsCapturing(void* stream, int* status) {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     Stream* s = stream_of(stream);
     if (int error = implicit(s)) return error;
     return *status = s->capturing + (s->capturing && s->invalid), DONE;
@@ -312,15 +367,15 @@ int sub_cudaEventCreateWithFlags(Event** event, unsigned) { return *event = new 
 int sub_cudaEventCreate(Event** event) { return *event = new Event, DONE; }
 int sub_cudaEventDestroy(Event* event) { return delete event, DONE; }
 int sub_cudaEventRecord(Event* event, void* stream) {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     Stream* s = stream_of(stream);
     if (int error = implicit(s)) return error;
     event->captured = s->capturing;
-    if (!s->capturing) event->at = enqueue(s, [] {});
+    if (!s->capturing) event->at = enqueue(s);
     return DONE;
 }
 int sub_cudaEventSynchronize(Event* event) {
-    std::lock_guard<std::recursive_mutex> lock(mutex);
+    Lock lock(mutex);
     ++counts["synchronise event"];
     if (event->captured) return INVALID_HANDLE;
     return run_until(event->at), DONE;
@@ -337,7 +392,9 @@ int sub_cudaGraphInstantiate(Graph** executable, Graph* graph, unsigned long lon
     return count("instantiate"), *executable = new Graph(*graph), DONE;
 }
 int sub_cudaGraphLaunch(Graph* graph, void* stream) {
-    return submit(stream, "graph launch", "", [nodes = *graph] { for (const Node& node : nodes) node.work(); });
+    std::vector<Stage> stages;
+    for (const Node& node : *graph) stages.insert(stages.end(), node.stages.begin(), node.stages.end());
+    return submit(stream, "graph launch", "", std::move(stages));
 }
 int sub_cudaGraphUpload(Graph*, void*) { return DONE; }
 int sub_cudaGraphDestroy(Graph* graph) { return delete graph, DONE; }
@@ -350,9 +407,9 @@ int cuDriverGetVersion(int* version) { return *version = 13000, DONE; }
 int cuGetErrorName(int, const char** name) { return *name = "CUDA_ERROR", DONE; }
 int cuGetErrorString(int, const char** text) { return *text = "an error of the substitute", DONE; }
 int cuGetExportTable(const void** table, const void*) { return *table = nullptr, 500; }
-int cuCtxGetCurrent(void** context) { return *context = &legacy, DONE; }
+int cuCtxGetCurrent(void** context) { return *context = &devices[current], DONE; }
 int cuCtxSetCurrent(void*) { return DONE; }
-int cuCtxGetDevice(int* device) { return *device = 0, DONE; }
+int cuCtxGetDevice(int* device) { return *device = current, DONE; }
 int cuCtxSynchronize() { return sub_cudaDeviceSynchronize(); }
 
 struct Three { unsigned x, y; };
@@ -467,7 +524,7 @@ void product(
 extern "C" {
 
 size_t cublasLtGetVersion() { return 130000; }
-int cublasLtCreate(void** handle) { return *handle = &legacy, DONE; }
+int cublasLtCreate(void** handle) { return *handle = &devices[0], DONE; }
 int cublasLtDestroy(void*) { return DONE; }
 int cublasLtMatmulDescCreate(Description** d, int compute, int scale) { return *d = new Description{compute, scale}, DONE; }
 int cublasLtMatmulDescDestroy(Description* d) { return delete d, DONE; }

@@ -25,6 +25,7 @@ from typing import Any
 HERE = Path(__file__).parent
 HEADERS = ("kernel.hpp", "threads.hpp")
 KERNELS = ["g++", "-std=c++17", "-O0", "-ffp-contract=off", "-w", "-fPIC"]
+LIBRARY = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC"]
 JUMP = b"\x48\xb8%b\xff\xe0"
 """mov rax, target; jmp rax"""
 
@@ -79,6 +80,19 @@ def install() -> None:
         setattr(cupy, name, functools.partial(_on_host, name))
 
 
+@functools.cache
+def install_nccl() -> Any:
+    """NCCL for the devices that have been installed, by `nccl.cpp`: what CuPy's and NVIDIA's bindings then find."""
+    folder = Path(os.environ["BPNET_SUBSTITUTE"])
+    path = folder / "libnccl.so.2"
+    if not path.exists():
+        build = Path(tempfile.mkdtemp(dir=folder)) / path.name
+        source, name = str(HERE / "nccl.cpp"), f"-Wl,-soname,{path.name}"
+        subprocess.run([*LIBRARY, name, "-o", str(build), source, f"-L{folder}", "-l:libcuda.so.1"], check=True)
+        os.replace(build, path)
+    return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
 def _on_host(name: str, x: Any, **options: Any) -> Any:
     import cupy
     import numpy
@@ -118,7 +132,6 @@ def _build(folder: Path, blas: dict[str, int]) -> list[Path]:
     if paths[-1].exists():
         return paths
     build = Path(tempfile.mkdtemp(dir=folder))
-    gpp = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC"]
     source = HERE / "device.cpp"
     text = source.read_text()
     made = {
@@ -129,7 +142,7 @@ def _build(folder: Path, blas: dict[str, int]) -> list[Path]:
     (build / "rest.cpp").write_text("".join(f'extern "C" int {name}() {{ return 15; }}\n' for name in rest))
     (build / "versions").write_text("libcublas.so.13 { *; };")
     for name in names:
-        command = [*gpp, f"-Wl,-soname,{name}", "-o", str(build / name), str(source), "-ldl"]
+        command = [*LIBRARY, f"-Wl,-soname,{name}", "-o", str(build / name), str(source), "-ldl"]
         if name != names[0]:
             command[-2:] = [str(build / "rest.cpp"), "-Wl,--no-as-needed", f"-L{build}", f"-l:{names[0]}"]
         if "cublas.so" in name:

@@ -14,6 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, groupby
 from typing import Any
 
 import cupy
@@ -23,7 +24,7 @@ from cupy.cuda.compiler import CompileException
 from bpnet.backends.base import Array, State
 from bpnet.backends.cupy import cublaslt
 from bpnet.backends.cupy.device_scalars import DeviceScalars, Losses
-from bpnet.backends.cupy.program import ALIGNMENT, CaptureRefusedError, Program
+from bpnet.backends.cupy.program import ALIGNMENT, Calls, CaptureRefusedError, Program
 from bpnet.backends.cupy.verdicts import CAPTURE, KERNELS, changes, checking, off, usable
 from bpnet.backends.interrupts import advance, uninterrupted
 from bpnet.backends.tracing import leaves_of, rebuilt, trace_trees
@@ -158,8 +159,11 @@ class Traced:
             raise NotTraceableError("a step gives more than its carry and a loss")
         self.commands, self.program = commands, Program(commands, self.new[0].memory if donates else None)
         self.arrays = [i for i, a in enumerate(commands.arguments) if a is not None]
-        self.calls = [c for c in commands.commands if isinstance(c, Call)]
+        calls = [c for c in commands.commands if isinstance(c, Call)]
+        self.calls = [c for c in calls if c.captured is None]
         """What is not compiled, and so can't be captured either."""
+        self.in_parts = any(c.captured is False for c in calls)
+        """Whether the host does something in the midst of it, so that it is several graphs."""
         self.scalars = [i for i, a in enumerate(leaves) if type(a) in (int, float)]
         names = ", ".join(f"v{i}" for i in self.scalars)
         self.numbers: Callable[..., Sequence[float]] = eval(  # text made of the names above and signs
@@ -188,7 +192,7 @@ class Traced:
         One reads arrays where they lie, or all but small ones that don't lie where they did in the call before, or all
         but small ones: the others are copied to it.
         """
-        if self.calls or self.program.by_cupy:
+        if self.calls or self.program.by_cupy or (self.in_parts and count > 1):
             if self.program.by_cupy and cublaslt.available():
                 step.say("is launched command by command, since cuBLASLt lacks one of its products")
             return None
@@ -321,23 +325,31 @@ class CapturedStep(Compiled):
             uninterrupted(computing)
         else:
             graph.stage(arrays)
-            writing = [(graph.graph.launch,)]
+            writing = graph.launches
         uninterrupted([*writing, (setattr, state, "now", (self.carry, count))])
         return values
 
-    def capture(self, found: "Traced", arrays: Sequence[Array], count: int) -> Any:
-        """The graph of so many steps on these arrays, which does not run yet; None where there can be none."""
+    def capture(self, found: "Traced", arrays: Sequence[Array], count: int) -> Calls | None:
+        """What launches so many steps on these arrays, captured, none of which runs yet; None where that can't be.
+
+        It is a graph, or graphs with what the host does between them.
+        """
         ring, size = found.ring(count), len(found.commands.numbers) + 1
-        launches: list[Any] = []  # whose kernels are compiled and loaded before anything is captured
+        made: Calls = []  # whose kernels are compiled and loaded before anything is captured
         for i, part in enumerate(_parted(arrays, count)):
             numbers = ring.memory.data + 8 * size * i
-            launches += found.program.calls(numbers, found.program.arena, [*self.leaves, *part])
+            made += chain(*found.program.calls(numbers, found.program.arena, [*self.leaves, *part]))
         with cupy.cuda.Stream(non_blocking=True) as stream:
             try:
-                stream.begin_capture()
-                for calls in launches:
-                    uninterrupted(calls)
-                return stream.end_capture()
+                launches: Calls = []
+                for by_host, calls in groupby(made, found.program.by_host):
+                    if by_host:
+                        launches += calls
+                    else:
+                        stream.begin_capture()
+                        uninterrupted(calls)
+                        launches.append((stream.end_capture().launch,))
+                return launches
             except BaseException as error:
                 with contextlib.suppress(Exception):  # what ends a capture that has failed says so once more
                     stream.end_capture()
@@ -365,9 +377,9 @@ class CapturedStep(Compiled):
 
 @dataclass(frozen=True)
 class Graph:
-    """A captured graph, and its static inputs: to which it wants some of its arguments copied, by their numbers."""
+    """What launches a captured step, and its static inputs: to which some of its arguments are copied, by number."""
 
-    graph: Any
+    launches: Calls
     static_inputs: dict[int, Array]
 
     def stage(self, arrays: Sequence[Array]) -> None:

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import chain
 from typing import Any
 
@@ -138,14 +138,18 @@ class Program:
             return _scatter_add(command, memories)
         if isinstance(command, StridedCopy):
             return [_strided(command, memories)] if command.count else []
-        return [(self._call, command, memories)] if isinstance(command, Call) else self._products(command, memories)
+        if isinstance(command, Call):
+            needed = _memories_of(command)  # others may be freed while a captured step still holds this
+            return [(self._call, command, [m if i in needed else None for i, m in enumerate(memories)])]
+        return self._products(command, memories)
+
+    def by_host(self, call: tuple[Any, ...]) -> bool:
+        """Whether the host does more than to launch it, so that it can't be captured."""
+        return call[0] == self._call and not call[1].captured
 
     def _call(self, command: Call, memories: Memories) -> None:
         """Call what is not compiled, and put what it gives where others read it."""
-        given = [self.values[x.slot] if isinstance(x, Number) else _array(memories, x) for x in command.inputs]
-        made = command.function(*given)
-        for i, out in command.outputs:
-            _array(memories, out)[...] = made[i]
+        command.carry_out(partial(_array, memories), self.values.__getitem__)
 
     def _workspace(self, size: int) -> Any:
         """Memory for a command while it runs, the same for all: they run one after the other."""

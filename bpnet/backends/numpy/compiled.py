@@ -24,7 +24,7 @@ from bpnet.backends.threads import available_threads
 from bpnet.backends.tracing import Tree, leaves_of, trace_trees
 from bpnet.compiler import verify
 from bpnet.compiler.build import build
-from bpnet.compiler.commands import ARENA, FIRST, NUMBERS, Array, Call, Command, Number
+from bpnet.compiler.commands import ARENA, FIRST, NUMBERS, Array, Call, Command
 from bpnet.compiler.epilogues import with_epilogues
 from bpnet.compiler.llvm.jit import compiled
 from bpnet.compiler.llvm.products import EPILOGUES
@@ -187,12 +187,8 @@ class Executable:
 
     def _call(self, number: int) -> None:
         """Call what is not compiled, and put what it gives where others read it."""
-        call = self.calls[number]
-        given = [self.values[x.slot] if isinstance(x, Number) else self._array(x) for x in call.inputs]
         with get("numpy").session():
-            made = call.function(*given)
-        for i, out in call.outputs:
-            self._array(out)[...] = made[i]
+            self.calls[number].carry_out(self._array, self.values.__getitem__)
 
     def _array(self, of: Array) -> Any:
         size = math.prod(of.shape) * numpy.dtype(of.dtype).itemsize
