@@ -45,6 +45,15 @@ class Collected:
                 for some, stays in zip(self.batches[-1], self.stay, strict=True)
             ]
 
+    def on_host(self) -> list[list[Statistics]]:
+        """Those of each batch, for other ranks."""
+        self._fetch()
+        return [[tuple(map(self.backend.to_host, some)) for some in batch] for batch in self.batches]
+
+    def replace(self, batches: list[list[Statistics]]) -> None:
+        """Have those of all ranks, which are on the host."""
+        self.batches, self.stay = batches, (False,) * len(self.metrics)
+
     def results(self, loss: Loss) -> dict[str, Any]:
         """The metrics by name; raises OutOfMemoryError."""
         self._fetch()

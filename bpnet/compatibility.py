@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bpnet.backends import Array, Backend
 from bpnet.backpropagation import type_of
@@ -17,9 +17,6 @@ from bpnet.losses.base import Loss
 from bpnet.optimizers.base import Optimizer
 from bpnet.options import check_range
 from bpnet.protocol import check_network
-
-if TYPE_CHECKING:
-    from bpnet.trainer import Trainer
 
 
 def check_compile(choice: Any) -> bool | str:
@@ -70,7 +67,7 @@ def check_precision(precision: str, backend: Backend, like: Array) -> None:
         )
 
 
-def check_options(backend: Backend, like: Array, trainer: "Trainer") -> None:
+def check_options(backend: Backend, like: Array, trainer: Any) -> None:
     """Raise OptionError where an option of a trainer is too small or too large for the type of `like`."""
     numbers = type_of(backend, like)
     for part in (trainer.network, trainer.loss, trainer.optimizer, *trainer.penalties):

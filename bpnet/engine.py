@@ -20,7 +20,7 @@ from bpnet.backpropagation import loss_and_gradient
 from bpnet.collected import Collected
 from bpnet.data.checks import check_input, check_target, detached
 from bpnet.data.loader import Batch, Loader
-from bpnet.distributed.base import Communicator, on_all_ranks
+from bpnet.distributed.base import Communicator, on_all_ranks, raise_first
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step
 from bpnet.errors import DivergedError
 from bpnet.layer import Input, Layer, Params, row_count
@@ -385,30 +385,44 @@ class Engine:
             self.plain[self.scoring[metrics]] = plain
         return self.scoring[metrics]
 
-    def evaluate(self, data: Loader, size: int | None, metrics: tuple[Metric, ...] = ()) -> dict[str, Any]:
-        """The loss, for a loss of classes the accuracy, and metrics; raises DivergedError where the loss is NaN."""
+    def evaluate(
+        self, data: Loader, size: int | None, metrics: tuple[Metric, ...] = (), ranks: Communicator | None = None
+    ) -> dict[str, Any]:
+        """The loss, for a loss of classes the accuracy, and metrics; raises DivergedError where the loss is NaN.
+
+        With `ranks` each of them has a part of the rows, and all know the result.
+        """
         backend, function = self.backend, self.scores(metrics)
         found: list[Any] = []
         collected = Collected(backend, metrics, backend.device(self.carry[0]))
         with self.session(data.count):
             self.check_nan()
-            total = self.loss.total(data.total_weight())
             size = min(data.largest_batch() if size is None else size, COUNTED)
-            for x, y, weight, _ in data.batches(size):
-                *numbers, statistics = self.forward(function, x, y, weight, total)
+            count: float = data.count
+            cut, weight, gather = size, data.total_weight(), None
+            if ranks is not None:
+                cut, count, weight, gather = import_module("bpnet.distributed.agreeing").evaluation(ranks, data, size)
+            total = self.loss.total(weight)
+            for x, y, of_rows, _ in data.batches(cut):
+                *numbers, statistics = self.forward(function, x, y, of_rows, total)
                 found.append(numbers)
                 collected.add(statistics)
-            values, rights, counted = zip(*found, strict=True)
-            losses, passed = backend.fetch(values), data.passed()
-            count: float = data.count
+            values = iter(backend.fetch([value for numbers in found for value in numbers if value is not None]))
+            found = [[None if value is None else next(values) for value in numbers] for numbers in found]
+            own, passed = [value for value, *_ in found], data.passed()
+            if gather is not None:
+                found, passed = gather(found, passed, collected)
+            losses, rights, counted = zip(*found, strict=True)
             result: dict[str, Any] = {"loss": sum(losses)}
             if passed is not None:  # how much there was is known only now
                 count = passed[0]
                 result["loss"] *= total / self.loss.total(passed[1])
             if math.isnan(result["loss"]):
-                first = next(i for i, value in enumerate(losses) if not math.isfinite(value))
-                raise self.not_a_number("the loss", next(itertools.islice(data.batches(size), first, None))[0])
+                first, error = next((i for i, value in enumerate(own) if not math.isfinite(value)), None), None
+                if first is not None:
+                    batch = next(itertools.islice(data.batches(cut), first, None))
+                    error = self.not_a_number("the loss", batch[0])
+                raise_first(ranks, error)
             if rights[0] is not None:
-                rows = count if counted[0] is None else sum(backend.fetch(counted))
-                result["accuracy"] = sum(backend.fetch(rights)) / rows
+                result["accuracy"] = sum(rights) / (count if counted[0] is None else sum(counted))
             return result | collected.results(self.loss)

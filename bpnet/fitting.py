@@ -5,12 +5,15 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import Array
 from bpnet.backends.interrupts import current
 from bpnet.callbacks.base import Callback, end, needs_each_step
-from bpnet.data.loader import Batch, Loader, parts
+from bpnet.data.loader import Loader, parts
+from bpnet.distributed.agreeing import check_same, same_state, warn_of_drift
+from bpnet.distributed.base import on_all_ranks
 from bpnet.divergence import is_finite_step, what_was_kept
 from bpnet.engine import Engine
 from bpnet.errors import DivergedError, OptionError
@@ -20,7 +23,8 @@ from bpnet.signals import Ended
 from bpnet.step import Snapshot, vectors
 
 if TYPE_CHECKING:
-    from bpnet.saving import Saving
+    from bpnet.distributed.batches import RankedBatches
+    from bpnet.saving import Saving, Stopping
     from bpnet.trainer import Trainer
 
 LEAST_EVALUATED = 8192
@@ -30,8 +34,7 @@ LEAST_EVALUATED = 8192
 class Training:
     """One call of `fit`: what it trains on, whom it tells, and how far it has come.
 
-    `count` is how many rows an epoch takes; metrics are of all rows of `data` and of `held_out`, by the parameters at
-    the end of an epoch.
+    Metrics are of all rows of `data` and of `held_out`, by the parameters at the end of an epoch.
     """
 
     def __init__(
@@ -45,14 +48,26 @@ class Training:
         shuffle: bool | Callable[[int], Any],
         listeners: Sequence[Callback],
         metrics: tuple[Metric, ...] = (),
-        count: int | None = None,
-        saving: "Saving | None" = None,
+        drop_last: bool = False,
+        saving: "Stopping | None" = None,
     ) -> None:
         self.trainer, self.engine, self.data, self.held_out = trainer, engine, data, held_out
         self.batch_size, self.shuffle, self.listeners, self.metrics = batch_size, shuffle, listeners, metrics
-        self.count = data.count if count is None else count
+        self.saving, self.ranks = saving, engine.ranks
+        self.told = [callback for callback in listeners if self.ranks.rank == 0 or not callback.only_first]
+        """The callbacks that this rank has."""
+        rows = data.count, 0 if held_out is None else held_out.count
+        each = self.ranks.all_gather(rows) if self.ranks.rows == "own" else [rows]
+        self.rows, self.rows_held_out = ([row[i] for row in each] for i in range(2))
+        """How many rows each rank has, or all of them have together."""
+        total = sum(self.rows)
+        self.count = total - (total % batch_size if drop_last and total > batch_size else 0)
+        """How many rows an epoch takes."""
         self.steps = -(-self.count // batch_size)
-        self.saving = saving
+        self.parts: RankedBatches | None = None
+        if engine.ranked is not None:
+            made = import_module("bpnet.distributed.batches").RankedBatches
+            self.parts = made(engine, data, batch_size, self.count, self.rows)
         self.begun = len(trainer.history), engine.count
         """How many epochs and steps there had been before the training began."""
         # of the epoch that runs:
@@ -64,6 +79,8 @@ class Training:
         """How much its batches weigh."""
         self.launched = False
         """Whether more steps have been launched than anybody has been told of."""
+        self.drifts = False
+        """Whether ranks have been seen to compute other parameters."""
         self.seconds = self.started = 0.0
         """How long it had taken when it was taken up, and when it would have begun, had it never been interrupted."""
 
@@ -76,11 +93,13 @@ class Training:
     def run(self, epochs: int) -> None:
         """Train for so many epochs; where it goes on from a checkpoint, for those of them that are left."""
         self.trainer.stop = False
+        if self.parts is not None:
+            self._agree(epochs)
         if self.saving is None:
             self._run(epochs, [])
         else:
             try:
-                with self.saving:
+                with self.saving.of(self):
                     self._run(epochs, self.saving.take_up(self))
             finally:
                 self.saving.close()  # since an interrupt may come before the first line of an `__exit__`
@@ -91,11 +110,12 @@ class Training:
         ended = trainer.stop and not self.losses  # an epoch that was begun is done first
         begun: list[Callback] = []
         try:
-            for callback in self.listeners:
+            for callback in self.told:
                 callback.on_train_begin(trainer, max(last - len(trainer.history), 0), self.steps)
                 begun.append(callback)
             for callback, state in states:
-                callback.load_state_dict(state)
+                if callback in begun:
+                    callback.load_state_dict(state)
             while len(trainer.history) < last and not ended:
                 self._epoch(last)
                 ended = trainer.stop
@@ -105,6 +125,30 @@ class Training:
         finally:
             trainer.step_loss = None
         end(begun, trainer)
+
+    def _agree(self, epochs: int) -> None:
+        """See that all ranks were given the same, and have rank 0's parameters; signals are for all from now on."""
+        from bpnet.saving import Stopping, sample_of
+
+        engine, trainer = self.engine, self.trainer
+        same = (self.data, self.held_out) if self.ranks.rows == "same" else ()
+        with engine.looking():
+            data = sample_of(*same)
+        given = {
+            "the number of rows": self.rows,
+            "the number of rows for validation": self.rows_held_out,
+            "the data": data,
+            "the number of parameters": engine.layout.size,
+            **{name: getattr(trainer, name) for name in ("seed", "clip_norm", "micro_batch", "step_count")},
+            "the number of epochs before": len(trainer.history),
+            "epochs": epochs,
+            "batch_size": self.batch_size,
+            "steps": self.steps,
+            "checkpoint": None if self.saving is None else "given",
+        }
+        check_same(self.ranks, given)
+        same_state(engine)
+        self.saving = self.saving or Stopping()
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
@@ -116,17 +160,33 @@ class Training:
         record: dict[str, Any] = {}
         while not record:
             try:
-                with nullcontext() if self.saving is None else self.saving.signals.ending_at_once():
-                    record = self._record(before)
+                # but what ranks do together, none of them breaks off
+                whole = self.saving is None or self.parts is not None
+                with nullcontext() if whole else self.saving.signals.ending_at_once():  # type: ignore[union-attr]
+                    record = self.ranks.broadcast(self._record(before))
             except Ended:
                 assert self.saving is not None
                 self.saving.save(self)
         history.epochs.append(record)
         self.losses, self.order, self.seconds = [], None, 0.0
-        for callback in self.listeners:
+        for callback in self.told:
             callback.on_epoch_end(trainer, record)
+        if self.parts is not None:
+            self._agree_after_epoch()
         if self.saving is not None:
             self.saving.after_epoch(self, last=len(history) == last or trainer.stop)
+
+    def _agree_after_epoch(self) -> None:
+        """See that all ranks still have the same, whatever callbacks have done on some of them."""
+        trainer, engine, ranks = self.trainer, self.engine, self.ranks
+        if not same_state(engine) and not self.drifts:
+            self.drifts = True
+            warn_of_drift(ranks)
+        told = self.saving is not None and self.saving.signals.number > 0
+        stops, scales, signals = zip(*ranks.all_gather((trainer.stop, engine.lr_scale, told)), strict=True)
+        trainer.stop, engine.lr_scale = any(stops), scales[0]
+        assert engine.ranked is not None
+        engine.ranked.stopping = any(signals)
 
     def _steps(self, before: Snapshot) -> None:
         """Do the steps of the epoch that are left, and know their losses.
@@ -136,16 +196,17 @@ class Training:
         """
         trainer, engine, data = self.trainer, self.engine, self.data
         backend, first = engine.backend, len(self.losses)
-        singly = any(map(needs_each_step, self.listeners)) or data.streams or current.reference
+        singly = any(map(needs_each_step, self.told)) or data.streams or current.reference or self.parts is not None
         singly = singly or not engine.optimizer.traceable or engine.sparse is not None
         together, whole = 1 if singly else backend.max_steps_per_launch, self.count // self.batch_size
         if whole < together:
             together = max(whole, 1) if self.shuffle else 1  # in their order, few batches are read where they lie
         if self.order is None and (self.shuffle or together > 1 or self.count < data.count):
-            order = data.order(engine.seed, len(trainer.history), self.shuffle, self.batch_size)
-            self.order = order[: self.count]
+            self.order = self._order()
+        if self.parts is not None:
+            self.sizes = self.parts.begin(self.order)
         pending: list[Array] = []
-        listeners, saving = self.listeners, self.saving
+        listeners, saving = self.told, self.saving
         with engine.session(min(self.batch_size, self.count), self.steps - first):
             steps = self._advance(first, together) if first < self.steps else ()
             for step, loss in enumerate(steps, first + 1):
@@ -161,16 +222,26 @@ class Training:
                 if saving.due(self.number + len(pending)):
                     self._fetch(pending, before, first)
                     saving.save(self)
-            self.sizes = data.sizes(self.batch_size, self.order)  # while a device computes
+            if self.parts is None:
+                self.sizes = data.sizes(self.batch_size, self.order)  # while a device computes
             self._fetch(pending, before, first)
+
+    def _order(self) -> Any:
+        """That of the rows in an epoch."""
+        data, ranks, seed, epoch = self.data, self.ranks, self.engine.seed, len(self.trainer.history)
+        if ranks.rows == "own":  # all of a rank's rows, in an order of its own
+            return data.order(seed + (ranks.rank << 64), epoch, self.shuffle, self.batch_size)
+        order = data.order(seed, epoch, self.shuffle, self.batch_size)[: self.count]
+        return ranks.broadcast(order) if callable(self.shuffle) else order
 
     def _advance(self, first: int, together: int) -> Iterator[Array]:
         """Do the steps after so many, `together` by one launch where the backend can: their losses."""
         engine, size = self.engine, self.batch_size
-        for x, y, weight, rows in self._batches(together * size, first):
+        for batch in self._batches(together * size, first):
             if together == 1:
-                yield engine.advance(x, y, weight, rows)
+                yield engine.advance(*batch)
                 continue
+            x, y, weight, rows = batch
             assert rows is not None
             full, cut = rows.shape[0] == together * size, parts(rows.shape[0], size)
             losses = engine.run_steps(x, y, weight, rows, together) if full else None
@@ -178,8 +249,10 @@ class Training:
                 self.launched = losses is not None and i < len(cut) - 1
                 yield engine.advance(x, y, weight, rows[start:stop]) if losses is None else losses[i]
 
-    def _batches(self, size: int, first: int) -> Iterator[Batch]:
-        """Batches of `size` rows, without those of the first so many steps."""
+    def _batches(self, size: int, first: int) -> Iterator[Any]:
+        """Batches of `size` rows, without those of the first so many steps; of several ranks, this one's parts."""
+        if self.parts is not None:
+            return self.parts.batches(first)
         done = first * self.batch_size
         if self.order is not None:
             return self.data.batches(size, self.order[done:])
@@ -230,14 +303,13 @@ class Training:
         """Loss and metrics of some data after an epoch; where the loss is NaN, go back to `before`."""
         engine, size = self.engine, self.trainer.micro_batch or max(self.batch_size, LEAST_EVALUATED)
         try:
-            return engine.evaluate(data, size, self.metrics)
+            return engine.evaluate(data, size, self.metrics, None if self.parts is None else self.ranks)
         except DivergedError as error:
             step = engine.count
             engine.restore(before)
-            raise DivergedError(
-                f"training diverged at step {step} or before, as the {which} data show: {error}. "
-                f"{what_was_kept(engine.backend, engine.state.now)}"
-            ) from error
+            kept = what_was_kept(engine.backend, engine.state.now)
+            text = f"training diverged at step {step} or before, as the {which} data show: {error}. {kept}"
+            raise on_all_ranks(DivergedError(text)) from error
 
     def elapsed(self) -> float:
         """Seconds that the epoch has taken so far, where one runs."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bpnet.callbacks.base import Callback, Record
 from bpnet.data.loader import Loader
+from bpnet.distributed.base import Communicator, by_first, on_all_ranks
 from bpnet.errors import (
     ArgumentError,
     BpnetWarning,
@@ -28,6 +29,7 @@ from bpnet.registry import describe
 from bpnet.signals import Exit, StopSignals
 
 if TYPE_CHECKING:
+    from bpnet.distributed.step import RankedStep
     from bpnet.fitting import Training
 
 ROWS = 64
@@ -37,26 +39,28 @@ TABLE = ("schema", "target")
 """Entries of a model of tables that say what it is of."""
 
 
-class Saving:
-    """Where a training writes checkpoints, after how many steps, how many it keeps, and whether it goes on from them.
+class Stopping:
+    """How a training hears of signals that are to end the program: then the step is finished first, on all ranks.
 
-    Within a `with` block nobody else trains in the folder, and a signal that is to end the program waits for the step.
+    It is made so only where there are several ranks, or a folder for checkpoints.
     """
 
-    def __init__(self, folder: Folder, every: int | None, keep: int, resume: bool) -> None:
-        self.folder, self.every, self.keep, self.resume = folder, every, keep, resume
+    def __init__(self) -> None:
         self.signals = StopSignals()
-        self.written = 0
-        """How many steps there had been at the last checkpoint."""
-        self.lowest = math.inf
-        """The loss of the best epoch, as `best.safetensors` has it."""
-        self.sample = ""
-        """A hash of some rows, by which other data are noticed."""
+        self.ranks = Communicator()
+        self.ranked: RankedStep | None = None
 
-    def __enter__(self) -> "Saving":
+    def of(self, training: "Training") -> "Stopping":
+        """The same, with the training's ranks."""
+        self.ranks, self.ranked = training.ranks, training.engine.ranked
+        if self.ranked is not None:
+            self.ranked.watched, self.ranked.stops, self.ranked.stopping = True, False, False
+        return self
+
+    def __enter__(self) -> "Stopping":
         try:
             self.signals.install()
-            self.folder.__enter__()
+            self.open()
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -72,41 +76,115 @@ class Saving:
             raise
         finally:
             self.close()
-            if isinstance(error, Exit):
+            if isinstance(error, Exit) and self.ranks.rank == 0:
                 error.tell()
 
+    def open(self) -> None:
+        """Begin."""
+
     def close(self) -> None:
-        """Have the folder free, and the handlers that there were; again, where an interrupt broke that off."""
+        """Have the handlers that there were; again, where an interrupt broke that off."""
+        self.signals.restore()
+        if self.ranked is not None:
+            self.ranked.watched = self.ranked.stops = False
+
+    def stopping(self) -> bool:
+        """Whether a rank has been told to stop; all hear of it after the same step."""
+        if self.ranked is None:
+            return self.signals.number > 0
+        self.ranked.stops = self.signals.number > 0
+        return self.ranked.stopping
+
+    def due(self, number: int) -> bool:
+        """Whether something is to be done, so many steps having been done."""
+        return self.stopping()
+
+    def take_up(self, training: "Training") -> list[tuple[Callback, Any]]:
+        """Have the training go on from where one was broken off: see `Saving`."""
+        return []
+
+    def after_epoch(self, training: "Training", last: bool) -> None:
+        """Do what is to be done after an epoch, which may be the last."""
+        if self.stopping():
+            self.save(training)
+
+    def save(self, training: "Training") -> None:
+        """Let a signal that has come end the training."""
+        self.hand_on(f"after {plural(training.number, 'step')}; nothing was saved")
+
+    def hand_on(self, text: str) -> None:
+        """Where a rank has been told to stop, have all of them do that."""
+        if self.ranked is not None:
+            self.signals.number = max(self.ranks.all_gather(int(self.signals.number)))
+            self.ranked.stops = self.ranked.stopping = False
+        if self.signals.number:
+            try:
+                self.signals.hand_on(text)
+            except BaseException as ended:
+                on_all_ranks(ended)
+                raise
+
+
+class Saving(Stopping):
+    """Where a training writes checkpoints, after how many steps, how many it keeps, and whether it goes on from them.
+
+    Within a `with` block nobody else trains in the folder, and a signal that is to end the program waits for the step.
+    Of several ranks the first alone writes, and reads.
+    """
+
+    def __init__(self, folder: Folder, every: int | None, keep: int, resume: bool) -> None:
+        super().__init__()
+        self.folder, self.every, self.keep, self.resume = folder, every, keep, resume
+        self.written = 0
+        """How many steps there had been at the last checkpoint."""
+        self.lowest = math.inf
+        """The loss of the best epoch, as `best.safetensors` has it."""
+        self.sample = ""
+        """A hash of some rows, by which other data are noticed."""
+
+    def open(self) -> None:
+        by_first(self.ranks, self._lock)
+
+    def _lock(self) -> None:
+        self.folder.__enter__()
+
+    def close(self) -> None:
         try:
-            self.folder.__exit__()
+            if self.ranks.rank == 0:
+                self.folder.__exit__()
         finally:
-            self.signals.restore()
+            super().close()
 
     # ---- writing ------------------------------------------------------------------------------------------------
 
     def due(self, number: int) -> bool:
         """Whether there is to be a checkpoint, so many steps having been done."""
         every = self.every
-        return self.signals.number > 0 or (every is not None and number // every > self.written // every)
+        return self.stopping() or (every is not None and number // every > self.written // every)
 
     def after_epoch(self, training: "Training", last: bool) -> None:
-        """Write what is to be written after an epoch, which may be the last."""
         loss = _loss(training, training.trainer.history.epochs[-1])
         best, self.lowest = loss < self.lowest, min(self.lowest, loss)
-        if last or self.every is None or self.due(training.number):
+        if self.due(training.number) or last or self.every is None:
             self.save(training, best)
         elif best:
-            self.folder.write_best(self._checkpoint(training))
+            by_first(self.ranks, self._write_best, training)
 
     def save(self, training: "Training", best: bool = False) -> None:
         """Write a checkpoint, which may be the `best` one too; then let a signal that has come end the training."""
-        number, checkpoint = training.number, self._checkpoint(training)
+        number = training.number
+        path = by_first(self.ranks, self._write, training, best)
+        self.written = number
+        self.hand_on(f"after {plural(number, 'step')}, saved in {path}: resume=True goes on from there")
+
+    def _write(self, training: "Training", best: bool) -> str:
+        checkpoint = self._checkpoint(training)
         if best:
             self.folder.write_best(checkpoint)
-        path = self.folder.write(checkpoint, number, self.keep)
-        self.written = number
-        if self.signals.number:
-            self.signals.hand_on(f"after {plural(number, 'step')}, saved in {path}: resume=True goes on from there")
+        return self.folder.write(checkpoint, training.number, self.keep)
+
+    def _write_best(self, training: "Training") -> None:
+        self.folder.write_best(self._checkpoint(training))
 
     def _checkpoint(self, training: "Training") -> Checkpoint:
         """The trainer, and what of the training goes on from here."""
@@ -114,7 +192,7 @@ class Saving:
         arrays: dict[str, Any] = {}
         if training.losses:
             arrays["losses"] = vector(training.losses)
-            if callable(training.shuffle):  # which may not give the same once more
+            if callable(training.shuffle) and self.ranks.rows == "same":  # which may not give the same once more
                 arrays["order"] = training.order
         callbacks = []
         for callback in _with_state(training):
@@ -148,18 +226,10 @@ class Saving:
         another training.
         """
         trainer, engine = training.trainer, training.engine
-        for part in (trainer.network, trainer.loss, trainer.optimizer, *trainer.penalties):
-            describe(part)  # or the error that no file can hold it, before there is anything to lose
         with engine.looking():
-            self.written, self.sample = training.number, _sample(training.data, training.held_out)
-        if not self.resume:
-            if self.folder.used():
-                raise OptionError(
-                    f"checkpoint is {self.folder.path}, which holds a training already: go on with that by "
-                    "resume=True, or choose another folder"
-                )
-            return []
-        found = self.folder.newest()
+            own = self.ranks.rows == "own"  # which other ranks have when it goes on
+            self.written, self.sample = training.number, "" if own else sample_of(training.data, training.held_out)
+        found = by_first(self.ranks, self._found, training)
         if found is None:
             return []
         path, saved = found
@@ -167,10 +237,11 @@ class Saving:
         with damaged(path):
             differences = [*_differences(training, self.folder, saved)]
         if differences:
-            raise OptionError(
+            error = OptionError(
                 f"{'; '.join(differences)}: resume with the same data and options, or choose another folder for "
                 "checkpoints"
             )
+            raise on_all_ranks(error)
         if kept["sample"] != self.sample:
             warnings.warn(
                 f"the training in {self.folder.path} was begun with other data, or with the same rows in another "
@@ -200,6 +271,20 @@ class Saving:
         self.lowest = min((_loss(training, record) for record in history[epochs:]), default=math.inf)
         return list(zip(_with_state(training), states, strict=True))
 
+    def _found(self, training: "Training") -> tuple[str, Checkpoint] | None:
+        """The newest checkpoint, and where it lies, if there is one and it is asked for."""
+        trainer = training.trainer
+        for part in (trainer.network, trainer.loss, trainer.optimizer, *trainer.penalties):
+            describe(part)  # or the error that no file can hold it, before there is anything to lose
+        if self.resume:
+            return self.folder.newest()
+        if self.folder.used():
+            raise OptionError(
+                f"checkpoint is {self.folder.path}, which holds a training already: go on with that by resume=True, or "
+                "choose another folder"
+            )
+        return None
+
 
 def _loss(training: "Training", record: Record) -> float:
     """By which epochs are compared; infinite where there is none."""
@@ -207,7 +292,7 @@ def _loss(training: "Training", record: Record) -> float:
     return math.inf if math.isnan(loss) else loss
 
 
-def _sample(*several: Loader | None) -> str:
+def sample_of(*several: Loader | None) -> str:
     """A hash of some rows of x and y, of each of several data."""
     found = hashlib.sha256()
     for data in filter(None, several):
@@ -230,16 +315,16 @@ def _name(callback: Callback) -> str:
 
 def _options(training: "Training", folder: Folder) -> dict[str, Any]:
     """What must be the same where the training is resumed, besides what makes a trainer, as JSON values by name."""
-    data, held_out, shuffle = training.data, training.held_out, training.shuffle
+    data, shuffle = training.data, training.shuffle
     return {
         **folder.options,
         "batch_size": training.batch_size,
         "micro_batch": training.trainer.micro_batch,
         "shuffle": "a function" if callable(shuffle) else shuffle,
-        "drop_last": training.count < data.count,
-        "the number of rows": data.count,
+        "drop_last": training.count < sum(training.rows),
+        "the number of rows": sum(training.rows),
         "sample_weight": None if data.weight is None else "given",
-        "validation": None if held_out is None else plural(held_out.count, "row"),
+        "validation": None if training.held_out is None else plural(sum(training.rows_held_out), "row"),
         **data.options(),
     }
 

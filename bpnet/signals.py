@@ -88,8 +88,11 @@ class StopSignals:
         self.install()
 
     def _hand_on(self, number: int, text: str) -> None:
-        handler = self.before[number]
-        if handler is signal.default_int_handler:
+        handler = self.before.get(number)
+        if handler in (
+            signal.default_int_handler,
+            None,
+        ):  # None: it came to another rank, this one is in no main thread
             raise KeyboardInterrupt(text)
         if handler is signal.SIG_DFL:
             raise Exit(128 + number, text)

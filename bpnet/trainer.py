@@ -7,9 +7,8 @@ from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from bpnet.backends import Array, Backend, check_device
-from bpnet.backends import named as library
-from bpnet.backends.base import PRECISIONS, State
+from bpnet.backends import Array, check_device
+from bpnet.backends.base import PRECISIONS
 from bpnet.backends.interrupts import current, end_sessions
 from bpnet.callbacks.base import Callback, check_callbacks
 from bpnet.callbacks.history import History
@@ -24,11 +23,12 @@ from bpnet.compatibility import (
 )
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import Expected, is_stream, kind, named, place_of, prepare, validation_data
+from bpnet.distributed.base import Communicator, agreed, failing
 from bpnet.engine import Engine
 from bpnet.errors import BuiltError, plural
 from bpnet.fitting import Training, checked_saving
 from bpnet.layer import Layer, check_layer
-from bpnet.layout import Layout, arranged
+from bpnet.layout import arranged
 from bpnet.locking import TrainingLock, check_memory, locked
 from bpnet.losses.base import Loss
 from bpnet.metrics.base import Metric, check_metrics
@@ -37,12 +37,11 @@ from bpnet.options import choice, flag, number, whole
 from bpnet.penalties import Penalty, check_penalties
 from bpnet.registry import resolve
 from bpnet.state import HasState
-from bpnet.step import Carry, start
+from bpnet.step import start
 from bpnet.typing import AnyArray, AnyInput, CallbackName, LossName, MetricName, OptimizerName, Precision
 
 if TYPE_CHECKING:
     from bpnet.data.streams.stream import Stream
-    from bpnet.files.model import Checkpoint
 
 FIXED = {
     *("network", "loss", "optimizer", "seed", "clip_norm", "penalties", "threads", "precision", "device"),
@@ -80,6 +79,9 @@ class Trainer(HasState):
         enough work, counted in operations, JAX's as a whole, CuPy's steps as captured graphs.  True compiles from the
         first call on, and is an error where nothing can be compiled (`explain` lists what of a step is not); False runs
         them operation by operation.
+    distributed : train together with other processes, each of which has its part of every batch: "mpi" with those that
+        `mpiexec` has started, "nccl" with a GPU each, or options such as `bp.distributed.MPI(rows="own")`.  The result
+        is that of one process with the same batches, but for how sums are rounded
 
     Attributes
     ----------
@@ -109,7 +111,11 @@ class Trainer(HasState):
         device: str | None = None,
         micro_batch: int | None = None,
         compile: bool | str = "auto",
+        distributed: Any = None,
     ) -> None:
+        self._engine: Engine | None = None
+        self._lock = TrainingLock()
+        self.distributed = distributed
         self.network = check_layer("network", network)
         self.loss = resolve(Loss, "loss", loss)
         self.optimizer = resolve(Optimizer, "optimizer", optimizer)
@@ -123,11 +129,9 @@ class Trainer(HasState):
         check_micro_batch(self.micro_batch, self.network.couples_rows)
         self.compile = check_compile(compile)
         self.history, self.stop = History(), False
-        self.metadata: Mapping[str, Any] = {}
-        self.classes: Sequence[Any] | None = None
+        self.metadata = {}
+        self.classes = None
         self.step_loss: Array = None
-        self._engine: Engine | None = None
-        self._lock = TrainingLock()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in FIXED and self.__dict__.get("_engine") is not None:
@@ -144,19 +148,6 @@ class Trainer(HasState):
             parameters, steps = plural(self.layout.size, "parameter"), plural(self.step_count, "step")
             size = f"{parameters} ({self.backend.name}), {steps} done"
         return f"<Trainer of {self.network}, {self.loss}, {self.optimizer}: {size}>"
-
-    @locked("read")
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the compiled functions, which are made again; of what another thread may then train, a copy."""
-        engine, rest = self._engine, {n: value for n, value in vars(self).items() if n not in ("_engine", "_lock")}
-        made = None if engine is None else (engine.backend.name, engine.layout, *engine.snapshot(), engine.lr_scale)
-        return rest | {"history": History(list(self.history)), "made": made}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        made = state.pop("made")
-        vars(self).update(state, _engine=None, _lock=TrainingLock())
-        if made is not None:
-            self._set_state(library(made[0]), *made[1:])
 
     # ---- state --------------------------------------------------------------------------------------------------
 
@@ -183,46 +174,6 @@ class Trainer(HasState):
         check_options(data.backend, data.like, self)
         carry = start(data.layout, self.optimizer, self.seed, data.backend, data.like, self.threads, starts)
         return self._set_state(data.backend, data.layout, carry, 0)
-
-    def _set_state(self, backend: Backend, layout: Layout, carry: Carry, count: int, lr_scale: float = 1.0) -> Engine:
-        check_options(backend, carry[0], self)
-        names = (
-            "loss",
-            "optimizer",
-            "seed",
-            "clip_norm",
-            "penalties",
-            "threads",
-            "precision",
-            "micro_batch",
-            "compile",
-        )
-        options = {name: getattr(self, name) for name in names}
-        self._engine = engine = Engine(backend, layout, State(carry, count), lr_scale=lr_scale, **options)
-        return engine
-
-    @locked("read")
-    def save(self, path: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None) -> None:
-        """Write network, parameters, buffers, optimizer state and history to a .safetensors file, for `bp.load`.
-
-        `metadata` is anything of yours that JSON can hold.  A file that was there is replaced once the new one is whole
-        and on the disk, and gives it its permissions; where `path` is a link, the file it points to is replaced.
-        Raises PathError, which is an OSError, where it can't be written, and ArgumentError where JSON can't hold it.
-        """
-        from bpnet.files.model import write_checkpoint
-
-        write_checkpoint(path, self._checkpoint(metadata))
-
-    def _checkpoint(self, metadata: Mapping[str, Any] | None) -> "Checkpoint":
-        """All that a file holds of it."""
-        from bpnet.files.model import OPTIONS, Checkpoint
-
-        (theta, buffers, state), count = self._have().state.now
-        arrays = [self.backend.to_host(array).copy() for array in (theta, buffers, *state)]  # no more on a device
-        options = {name: getattr(self, name) for name in OPTIONS}
-        trained = self.layout, self.loss, self.optimizer, arrays, count, options, self.history.epochs, self.classes
-        metadata = self.metadata if metadata is None else metadata
-        return Checkpoint(*trained, metadata, self.lr_scale)
 
     # ---- training -----------------------------------------------------------------------------------------------
 
@@ -338,27 +289,33 @@ class Trainer(HasState):
         training, BusyError where another process uses it, PathError where nothing can be written, FileFormatError where
         none of several can be read; one of several that is damaged is passed over with a BpnetWarning.
         """
-        epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
-        saving = checked_saving(checkpoint, every, keep, resume)
-        shuffle = shuffle if callable(shuffle) else flag("shuffle", shuffle)
-        progress = redraws(default_stream()) if progress is None else flag("progress", progress)
-        listeners = check_callbacks(callbacks)
-        data, held_out = self._prepare(named(x, y, sample_weight)), None
-        if validation is not None:
-            held_out = self._prepare(validation_data(validation), Expected(data.layout, data.like, "x"))
-        metrics = check_metrics(metrics, self.loss, data.layout.out_shape)
-        engine = self._engine or self._start(data)
-        left = data.count % batch_size if flag("drop_last", drop_last) and data.count > batch_size else 0
-        count = data.count - left
-        engine.set_epoch(-(-count // batch_size))
-        with engine.session(data.count):
-            data = data.cached()
-            held_out = None if held_out is None else held_out.cached()
-        if progress and not any(isinstance(listener, Progress) for listener in listeners):
-            listeners.insert(0, Progress())
-        more: dict[str, Any] = {"shuffle": shuffle, "metrics": metrics, "listeners": listeners, "count": count}
-        Training(self, engine, data, held_out, batch_size=batch_size, saving=saving, **more).run(epochs)
+        ranks = self.communicator or Communicator()
+        with failing(ranks):
+            epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
+            saving = checked_saving(checkpoint, every, keep, resume)
+            shuffle = shuffle if callable(shuffle) else flag("shuffle", shuffle)
+            progress = redraws(default_stream()) if progress is None else flag("progress", progress)
+            more: dict[str, Any] = {"shuffle": shuffle, "drop_last": flag("drop_last", drop_last), "saving": saving}
+            more |= {"listeners": check_callbacks(callbacks), "batch_size": batch_size}
+            given = named(x, y, sample_weight), None if validation is None else validation_data(validation)
+            engine, data, held_out = agreed(ranks, self._begun, *given)
+            more["metrics"] = check_metrics(metrics, self.loss, data.layout.out_shape)
+            with engine.session(data.count):
+                data = data.cached()
+                held_out = None if held_out is None else held_out.cached()
+            if progress and not any(isinstance(listener, Progress) for listener in more["listeners"]):
+                more["listeners"].insert(0, Progress())
+            training = Training(self, engine, data, held_out, **more)
+            engine.set_epoch(training.steps)
+            training.run(epochs)
         return self.history
+
+    def _begun(self, given: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> tuple[Engine, Loader, Any]:
+        """The engine, which may be new, and data to train on and for validation."""
+        data, other = self._prepare(given), None
+        if held_out is not None:
+            other = self._prepare(held_out, Expected(data.layout, data.like, "x"))
+        return self._engine or self._start(data), data, other
 
     # ---- use ----------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,11 @@ class Callback:
     """
 
     before_next_step: ClassVar[bool] = True
+    only_first: ClassVar[bool] = False
+    """Whether of several ranks the first alone has it: say so of one that writes or shows something.
+
+    Others are told on every rank, of the same records, and have to do the same to the trainer on all.
+    """
 
     def __init_subclass__(cls, **options: Any) -> None:
         """A method that is never called because its name is misspelt is an error where it is defined."""

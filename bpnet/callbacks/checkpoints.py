@@ -36,6 +36,8 @@ class ModelCheckpoint(Monitors):
     Raises OptionError where `monitor` or a name in braces is not recorded, and PathError where nothing can be written.
     """
 
+    only_first = True
+
     def __init__(self, path: str | os.PathLike[str], monitor: str | None = "val_loss", keep: int = 1) -> None:
         super().__init__("epoch" if monitor is None else monitor)
         if monitor is None:  # the later, the better

@@ -27,6 +27,8 @@ class CSVLogger(Callback):
     Raises PathError, which is an OSError, where nothing can be written, or where there is a file that is no such table.
     """
 
+    only_first = True
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = checked_path(path)
 
@@ -70,6 +72,8 @@ class TensorBoard(Callback):
     tensorboard, of which neither TensorFlow nor PyTorch is needed.
     """
 
+    only_first = True
+
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = checked_path(folder)
         self._module("summary.writer.event_file_writer")
@@ -103,6 +107,8 @@ class MLflow(Callback):
     as parameters and ends with the training: as "KILLED" where that was interrupted, as "FAILED" where something
     raised.  Raises MissingExtraError without the package mlflow or mlflow-skinny.
     """
+
+    only_first = True
 
     def __init__(self) -> None:
         self._module()

@@ -26,6 +26,8 @@ class Progress(Callback):
 
     before_next_step = False
 
+    only_first = True
+
     def __init__(self, stream: TextIO | None = None) -> None:
         if stream is not None and (isinstance(stream, type | io.RawIOBase | io.BufferedIOBase) or not _writes(stream)):
             raise ArgumentError(

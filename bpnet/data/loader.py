@@ -20,6 +20,9 @@ from bpnet.layer import Input, each_array, row_count
 from bpnet.layout import Layout
 from bpnet.options import whole
 
+Size = int | list[Rows] | None
+"""Of batches: how many rows they have at most, None for all; or which, as parts of the order that they come in."""
+
 Batch = tuple[Input, Array | None, Array | None, Array | None]
 """x, y, weight, and the rows to take of them (None: all)."""
 
@@ -34,8 +37,10 @@ TRANSFER = 2**26
 """Bytes of x that are copied to the device at a time, where the batches are not the user's."""
 
 
-def parts(count: int, batch_size: int | None) -> list[Rows]:
+def parts(count: int, batch_size: Size) -> list[Rows]:
     """The batches of `count` rows."""
+    if isinstance(batch_size, list):
+        return batch_size
     size = count if batch_size is None else whole("batch_size", batch_size, 1)
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -78,6 +83,8 @@ class Loader:
     """The rows of x, y and weight, arrays of one library on one device, batch by batch."""
 
     streams = False
+    foreseen = True
+    """Whether rows and weights of batches are known before they are read."""
 
     def __init__(
         self,
@@ -95,8 +102,8 @@ class Loader:
         self.like, self.device = like, backend.device(like)
         """An array of the library, device and type that is computed with."""
 
-    def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
-        """Batches of at most `size` rows (None: all), in their order or those of `order`, a NumPy vector or a range."""
+    def batches(self, size: Size, order: Any = None) -> Iterator[Batch]:
+        """Batches of that size of the rows in their order, or in that of `order`, a NumPy vector or a range."""
         if order is None:
             for part in parts(self.count, size):
                 self.check_maps()
@@ -145,7 +152,7 @@ class Loader:
         assert self.weight is not None
         return self.backend.to_host(self.weight)
 
-    def sizes(self, size: int, order: Any = None) -> list[float]:
+    def sizes(self, size: Size, order: Any = None) -> list[float]:
         """The weight of each batch, that of a row being 1 where none is given, added up on the host."""
         batches = parts(self.count if order is None else len(order), size)
         if self.weight is None:
@@ -203,18 +210,20 @@ class StreamingLoader(Loader):
         self.host, self.types, self.threads = get("numpy"), types, threads
         self.inputs = x if isinstance(x, tuple) else (x,)
 
-    def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
+    def batches(self, size: Size, order: Any = None) -> Iterator[Batch]:
+        size = self.largest_batch() if size is None else size
         count = self.count if order is None else len(order)
-        cut = parts(count, self.largest_batch() if size is None else size)
+        cut = parts(count, size)
         own = [a for a in (*self.inputs, self.y, self.weight) if a is not None]
         specs = [(a.shape[1:], a.dtype.newbyteorder("=")) for a in own]
         prefetcher: Any = None
         try:
-            for arrays, rows in self.selected(cut[0][1], order):
+            for arrays, rows in self.selected(size, order):
                 number = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
                 try:
                     if prefetcher is None:
-                        prefetcher = self.backend.prefetcher(specs, cut[0][1], len(cut), self.device)
+                        most = max(stop - start for start, stop in cut)
+                        prefetcher = self.backend.prefetcher(specs, most, len(cut), self.device)
                     sent = prefetcher.send(number, partial(self._write, arrays, rows))
                     x, rest = sent[: len(self.inputs)], list(sent[len(self.inputs) :])
                     pairs, astype = zip(x, self.types, strict=True), self.backend.xp.astype
@@ -228,7 +237,7 @@ class StreamingLoader(Loader):
             if prefetcher is not None:
                 prefetcher.close()
 
-    def selected(self, size: int, order: Any) -> Iterator[Selected]:
+    def selected(self, size: Size, order: Any) -> Iterator[Selected]:
         """Of each batch the arrays of NumPy that have its rows, and which these are."""
         arrays = [a for a in (*self.inputs, self.y, self.weight) if a is not None]
         for start, stop in parts(self.count if order is None else len(order), size):

@@ -148,12 +148,21 @@ def failing(ranks: Communicator) -> Iterator[None]:
 
 def agreed(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
     """function(*args), where it raises on no rank; else on every rank the error of the first on which it does."""
+    if ranks.alone:
+        return function(*args)
     result: Any
     result, error = _tried(function, *args)
     for found in ranks.all_gather(_sendable(error)):
         if found is not None:
             raise on_all_ranks(found if error is None or str(found) != str(error) else error)
     return result  # type: ignore[no-any-return]
+
+
+def raise_first(ranks: Communicator | None, error: Exception | None) -> None:
+    """Raise on all ranks the error of the first that has one; None: there are no others."""
+    for found in [error] if ranks is None else ranks.all_gather(_sendable(error)):
+        if found is not None:
+            raise on_all_ranks(found)
 
 
 def by_first(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:

@@ -116,14 +116,20 @@ class RankedStep:
 
     def _own(self, batch: Batch) -> tuple[Batch, Share]:
         """This rank's part of what all were given; or where that is its own, as it is."""
-        x, _, weight, rows = batch
-        size = int(row_count(x if rows is None else rows))
-        total = float(size) if weight is None else float(self.backend.xp.sum(weight))
+        size, total = self.size_of(batch)
         if self.ranks.rows == "own":
             sizes, totals = zip(*self.ranks.all_gather((size, total)), strict=True)
             return batch, Share(size, sum(sizes[: self.ranks.rank]), sum(sizes), self.weight(sum(totals)))
         start, stop = self.part(size)
         return some_rows(batch, start, stop), Share(stop - start, start, size, self.weight(total))
+
+    def size_of(self, batch: Batch) -> tuple[int, float]:
+        """How many rows it has, and their weight."""
+        x, _, weight, rows = batch
+        size = 0 if x is None else int(row_count(x if rows is None else rows))
+        if weight is None or not size:
+            return size, float(size)
+        return size, float(self.backend.xp.sum(weight if rows is None else self.backend.xp.take(weight, rows)))
 
     def weight(self, total: float) -> float:
         """What the sum over a batch of that weight is divided by: rows of no weight have no loss, not NaN."""
@@ -143,7 +149,7 @@ class RankedStep:
         backend, (x, y, weight, rows) = self.backend, self.batch
         host: Any = None
         device = backend.device(self.like)
-        if row_count(x if rows is None else rows):
+        if x is not None:
             own: tuple[Any, ...] = x, y, weight
             if rows is not None:
                 own = take_rows(backend, own, (0, rows.shape[0]), rows)

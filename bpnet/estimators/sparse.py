@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bpnet.backends import Array, get
-from bpnet.data.loader import Batch, Loader, parts
+from bpnet.data.loader import Batch, Loader, Size, parts
 from bpnet.errors import DataError
 from bpnet.layer import Layer
 from bpnet.layers.composition import Sequential
@@ -43,7 +43,7 @@ class SparseLoader(Loader):
         super().__init__(get("numpy"), layout, x, y, weight, like)
         self.stays = takes_sparse(layout.network)
 
-    def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
+    def batches(self, size: Size, order: Any = None) -> Iterator[Batch]:
         for start, stop in parts(self.count if order is None else len(order), size):
             rows = slice(start, stop) if order is None else np.asarray(order[start:stop])
             y, weight = (None if a is None else a[rows] for a in (self.y, self.weight))

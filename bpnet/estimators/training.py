@@ -11,7 +11,7 @@ import numpy as np
 from bpnet.backends import Array, backend_of
 from bpnet.backends.numpy import can_compile
 from bpnet.callbacks.base import Callback
-from bpnet.data.loader import Batch, Loader
+from bpnet.data.loader import Batch, Loader, Size
 from bpnet.errors import users_line
 from bpnet.estimators.hooks import Tasks
 from bpnet.estimators.sparse import SparseLoader
@@ -56,10 +56,10 @@ class Part(Loader):
         super().__init__(data.backend, data.layout, data.x, data.y, data.weight, data.like)
         self.kept, self.count = kept, len(kept)
 
-    def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
+    def batches(self, size: Size, order: Any = None) -> Iterator[Batch]:
         return super().batches(size, self._own(order))
 
-    def sizes(self, size: int, order: Any = None) -> list[float]:
+    def sizes(self, size: Size, order: Any = None) -> list[float]:
         return super().sizes(size, self._own(order))
 
     def _own(self, order: Any) -> Any:

@@ -38,6 +38,8 @@ class LivePlot(Progress):
     While it runs, `figure` is the notebook's figure, which is none of pyplot's; afterwards it is the last one.
     """
 
+    only_first = True
+
     def __init__(self, names: Sequence[str] | None = None, seconds: float = 0.5, stream: TextIO | None = None) -> None:
         super().__init__(stream)
         self.names = None if names is None else check_texts(names)

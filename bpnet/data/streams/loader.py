@@ -12,7 +12,7 @@ import numpy as np
 
 from bpnet.backends import Array
 from bpnet.data.checks import LARGEST_WEIGHT, check_input, check_target, ignored_rows, numeric
-from bpnet.data.loader import Batch, Loader, Selected, StreamingLoader, parts, row_order
+from bpnet.data.loader import Batch, Loader, Selected, Size, StreamingLoader, parts, row_order
 from bpnet.data.memory import bytes_per_row as bytes_of_a_step
 from bpnet.data.streams.order import Listed, Order, Shuffled, Window
 from bpnet.data.streams.sources import CHUNK
@@ -73,6 +73,10 @@ class StreamLoader(StreamingLoader):
         takes = self.layout.network.takes
         self.codes = [part for _, part in takes] if isinstance(takes, tuple) else [takes]
         self.scale = self._scale() if stream.has_weight and self.weight is not None else 1.0
+
+    @property
+    def foreseen(self) -> bool:  # type: ignore[override]
+        return self.weight is None and self.stream.bad_rows == "error"
 
     # ---- the order of rows --------------------------------------------------------------------------------------
 
@@ -301,7 +305,7 @@ class StreamLoader(StreamingLoader):
 
     # ---- batches ------------------------------------------------------------------------------------------------
 
-    def batches(self, size: int | None, order: Any = None) -> Iterator[Batch]:
+    def batches(self, size: Size, order: Any = None) -> Iterator[Batch]:
         size = self.largest_batch() if size is None else size
         self.weights = {}
         if self.backend is not self.host:
@@ -315,8 +319,9 @@ class StreamLoader(StreamingLoader):
             y, weight = (None if a is None else rest.pop(0) for a in (self.y, self.weight))
             yield (tuple(x) if several else x[0]), y, weight, rows
 
-    def selected(self, size: int, order: Any) -> Iterator[Selected]:
+    def selected(self, size: Size, order: Any) -> Iterator[Selected]:
         """The batches that have rows; what they weigh is noted."""
+        assert isinstance(size, int)  # not yet of several ranks
         skipped = 0
         length = self.count if order is None else len(order)
         for n, (at, (arrays, rows)) in enumerate(self._selected(size, order)):
@@ -338,7 +343,8 @@ class StreamLoader(StreamingLoader):
                 stacklevel=users_line(),
             )
 
-    def sizes(self, size: int, order: Any = None) -> list[float]:
+    def sizes(self, size: Size, order: Any = None) -> list[float]:
+        assert isinstance(size, int)  # not yet of several ranks
         count = self.count if order is None else len(order)
         if self.weight is None and self.stream.bad_rows == "error":
             return [stop - start for start, stop in parts(count, size)]

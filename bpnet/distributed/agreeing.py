@@ -1,0 +1,80 @@
+"""What the ranks of a training see to: that all have the same, and that what one finds, all know."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from bpnet.backends.base import Rows
+from bpnet.collected import Collected
+from bpnet.data.loader import Loader, parts
+from bpnet.distributed.base import Communicator, on_all_ranks
+from bpnet.errors import BpnetWarning, OptionError, users_line
+
+if TYPE_CHECKING:
+    from bpnet.engine import Engine
+
+
+def check_same(ranks: Communicator, given: Mapping[str, Any]) -> None:
+    """Raise OptionError, on all ranks, where one of them was given something else than rank 0."""
+    first, *others = ranks.all_gather(dict(given))
+    for rank, other in enumerate(others, 1):
+        for name, value in first.items():
+            if other.get(name) != value:
+                hint = "every rank is to be given the same; for rows of its own see rows='own' of the options"
+                shown = "" if name == "the data" else f": {value} there, but {other.get(name)}"
+                raise on_all_ranks(OptionError(f"{name} differs between rank 0 and rank {rank}{shown} ({hint})"))
+
+
+def same_state(engine: Engine) -> bool:
+    """Whether all ranks had the same parameters, buffers and optimizer's state; all then have those of rank 0."""
+    (theta, buffers, state), count = engine.state.now
+    backend, ranks, found = engine.backend, engine.ranks, hashlib.blake2b()
+    with engine.looking():
+        for array in (theta, buffers, *state):
+            found.update(memoryview(backend.to_host(array)).cast("B") if array.shape else backend.to_host(array))
+        first, *others = ranks.all_gather((found.digest(), count))
+        if all(other == first for other in others):
+            return True
+        carry = [ranks.broadcast_array(backend, array) for array in (theta, buffers, *state)]
+    engine.known_batch = None
+    engine.state.now = (carry[0], carry[1], tuple(carry[2:])), first[1]
+    return False
+
+
+def warn_of_drift(ranks: Communicator) -> None:
+    """Once, on rank 0."""
+    if ranks.rank == 0:
+        warnings.warn(
+            "ranks computed other parameters from the same sums, as different processors or library versions may: "
+            "those of rank 0 were taken, here and after every such epoch",
+            BpnetWarning,
+            stacklevel=users_line(),
+        )
+
+
+def evaluation(ranks: Communicator, data: Loader, size: int) -> tuple[list[Rows], int, float, Callable[..., Any]]:
+    """This rank's part of an evaluation by batches of `size`; how many rows all have, and their weight; and
+
+    gather(numbers of the batches, `data.passed()`, collected) -> those of all ranks; `collected` gets their statistics,
+
+    in the order of the rows.  The same rows are parted evenly, or where sums are to be the same for any number of
+    ranks, by batches.
+    """
+
+    def gather(found: list[Any], passed: Any, collected: Collected) -> tuple[list[Any], Any]:
+        every = ranks.all_gather((found, passed, collected.on_host()))
+        collected.replace([batch for *_, some in every for batch in some])
+        if passed is not None:
+            passed = tuple(map(sum, zip(*(own for _, own, _ in every), strict=True)))
+        return [numbers for some, *_ in every for numbers in some], passed
+
+    count, weight = data.count, data.total_weight()
+    if ranks.rows == "own":
+        counts, weights = zip(*ranks.all_gather((count, weight)), strict=True)
+        return parts(count, size), sum(counts), sum(weights), gather
+    cuts = parts(count, size if ranks.reduction == "ordered" else min(size, -(-count // ranks.size)))
+    part = slice(len(cuts) * ranks.rank // ranks.size, len(cuts) * (ranks.rank + 1) // ranks.size)
+    return cuts[part], count, weight, gather
