@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
-import typer
-
 from bpnet.distributed import MPI
-from bpnet.distributed.base import Communicator, agreed, by_first
+from bpnet.distributed.base import Communicator, Connected, agreed, by_first
+from bpnet.distributed.watch import WATCHES, speaks
 from bpnet.errors import DeviceError, MissingExtraError, plural
 
 P = ParamSpec("P")
@@ -71,6 +70,14 @@ def by_one(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+def tells(error: BaseException) -> bool:
+    """Whether this process is to show an error by which the command ends: of several one does."""
+    if WATCHES and speaks(error):
+        sys.stderr = sys.__stderr__
+        return True
+    return not WATCHES
+
+
 class Ranks:
     """The processes of a command: `options` is what a trainer is told of them, None where it is the only one."""
 
@@ -78,7 +85,7 @@ class Ranks:
         self.communicator = communicator
         self.first = communicator is None or communicator.rank == 0
         self.count = 1 if communicator is None else communicator.size
-        self.options: Any = None if communicator is None else _Connected(communicator)
+        self.options: Any = None if communicator is None else Connected(communicator)
 
     def threads(self) -> int | None:
         """How many threads each has of the processors of its machine, None for all."""
@@ -97,19 +104,6 @@ class Ranks:
         return function(*args) if self.communicator is None else by_first(self.communicator, function, *args)
 
 
-class _Connected:
-    """What a trainer takes as `distributed` where the processes know each other already."""
-
-    def __init__(self, communicator: Communicator) -> None:
-        self.communicator, self.rows = communicator, communicator.rows
-
-    def connect(self) -> Communicator:
-        return self.communicator
-
-    def __repr__(self) -> str:
-        return "'mpi'"
-
-
 def as_one(command: Callable[P, None]) -> Callable[P, None]:
     """A command that several processes do together, of which its context's `obj` then tells: `Ranks`."""
 
@@ -125,7 +119,7 @@ def as_one(command: Callable[P, None]) -> Callable[P, None]:
 
 @contextmanager
 def connected() -> Iterator[Ranks]:
-    """The processes that were started together, until the command ends; what ends one ends all of them.
+    """The processes that were started together; what ends one ends all of them.
 
     Raises MissingExtraError where there are several but no mpi4py, and DeviceError where that is of another MPI.
     """
@@ -145,12 +139,4 @@ def connected() -> Iterator[Ranks]:
             f"{plural(size, 'process')} were started, but to mpi4py each is alone: it is built for {library}, so start "
             "them by the mpiexec of that"
         )
-    try:
-        yield Ranks(communicator)
-    except typer.Exit:  # which all of them do, or the first alone after the others
-        raise
-    except BaseException as error:
-        communicator.fail(error)
-        raise
-    finally:
-        communicator.close()
+    yield Ranks(communicator)  # which the end of the process closes, once it has said by what it ends

@@ -15,13 +15,13 @@ from bpnet.cli.selection import Names
 from bpnet.cli.sources import fingerprint
 from bpnet.errors import DataError, OptionError, ShapeError
 from bpnet.tabular.files import TableFile, kind_of_path, streams
+from bpnet.tabular.fitting import TableTraining
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.goals import rows_of_table
 from bpnet.tabular.options import TrainingOptions
 from bpnet.tabular.scan import Answers, Kept, Rows
 from bpnet.tabular.splits import BySeed, drawn
 from bpnet.tabular.streaming import Encoded, StreamedTraining, prepare_file
-from bpnet.tabular.training import TableTraining
 
 SAMPLE = 1 << 16
 """Rows, about, of which figures are made, where there are more."""

@@ -16,6 +16,7 @@ import typer
 import typer.core
 
 from bpnet import backends
+from bpnet.cli.ranks import tells
 from bpnet.disk import write_atomically
 from bpnet.errors import BpnetError, MissingExtraError, OptionError, UnknownNameError, path_error
 
@@ -170,6 +171,14 @@ def signal_of(interrupt: KeyboardInterrupt | SystemExit) -> signal.Signals:
     return signal.Signals(interrupt.args[0] if interrupt.args and isinstance(interrupt.args[0], int) else signal.SIGINT)
 
 
+def in_a_line(error: Exception) -> str:
+    """What an error says to a user."""
+    if isinstance(error, OSError) and not isinstance(error, BpnetError):
+        return str(path_error(str(error.filename or "reading or writing"), error))
+    short = isinstance(error, MemoryError) and not isinstance(error, BpnetError)
+    return f"there is not enough memory: {error}" if short else str(error)
+
+
 def report_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn what the user got wrong into one line on stderr and exit status 2, and a signal into its own status."""
 
@@ -180,17 +189,14 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
                 return command(*args, **kwargs)
         except BrokenPipeError:  # the reader of the output left, as `head` does: Typer's matter
             raise
-        except OSError as error:
-            message = str(path_error(str(error.filename or "reading or writing"), error))
-        except (BpnetError, UnicodeError) as error:
-            message = str(error)
-        except MemoryError as error:
-            message = f"there is not enough memory: {error}"
+        except (OSError, BpnetError, UnicodeError, MemoryError) as error:
+            if tells(error):
+                warn(in_a_line(error))
+            raise typer.Exit(2) from None
         except KeyboardInterrupt as error:
             number = signal_of(error)
-            warn(f"{STOP_SIGNALS[number]}, nothing was saved")
+            if tells(error):
+                warn(f"{STOP_SIGNALS[number]}, nothing was saved")
             raise typer.Exit(128 + number) from None
-        warn(message)
-        raise typer.Exit(2)
 
     return run

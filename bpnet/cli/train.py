@@ -35,9 +35,10 @@ from bpnet.errors import BpnetError, DivergedError, OptionError, PathError, plur
 from bpnet.files.folder import Folder
 from bpnet.options import choice
 from bpnet.tabular.files import TableFile
+from bpnet.tabular.fitting import TableTraining
 from bpnet.tabular.leaks import remembered
 from bpnet.tabular.options import TrainingOptions
-from bpnet.tabular.training import TableTraining, prepare
+from bpnet.tabular.training import prepare
 
 
 def train(
@@ -137,7 +138,7 @@ def train(
             f"{what} in one process: start it without mpiexec, or {'leave it out' if search else 'give a file'}"
         )
     folder = None if checkpoint is None else Folder(checkpoint)
-    ranks.by_first(check_places, data, folder, resumed, output, report, plot)
+    ranks.by_first(check_places, data, checkpoint, resumed, output, report, plot)
     request = Request(
         targets=target or (),
         features=features or (),
@@ -253,12 +254,12 @@ def train(
 
 
 def check_places(
-    data: str, folder: Folder | None, resumed: bool, output: Path, report: Path | None, plot: str | None
+    data: str, checkpoint: Path | None, resumed: bool, output: Path, report: Path | None, plot: str | None
 ) -> None:
     """Raise OptionError where something can't be written where it is to go."""
-    if folder is not None and not resumed and folder.used():
+    if checkpoint is not None and not resumed and Folder(checkpoint).used():
         raise OptionError(
-            f"--checkpoint is {folder.path}, which holds a training already: go on with that by --resume, or choose "
+            f"--checkpoint is {checkpoint}, which holds a training already: go on with that by --resume, or choose "
             "another folder"
         )
     terminal.check_output("--output", output, DATA=data)

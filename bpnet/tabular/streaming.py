@@ -5,7 +5,7 @@ import itertools
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,9 +14,11 @@ import numpy as np
 from bpnet.backends import Array
 from bpnet.data.streams.sources import Field, Into, Passes, Source
 from bpnet.data.streams.stream import Stream
+from bpnet.distributed.base import agreed
 from bpnet.errors import DataError, OptionError, plural
-from bpnet.tabular.design import design_of, first_rows
+from bpnet.tabular.design import Design, design_of, first_rows
 from bpnet.tabular.files import TableFile
+from bpnet.tabular.fitting import TableTraining
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.goals import class_table, find_goal, identifiers, rare_classes, rows_of_table, target_names
 from bpnet.tabular.model import TableModel
@@ -25,9 +27,9 @@ from bpnet.tabular.remarks import LEAST, Remark, remarks_on
 from bpnet.tabular.scaling import Output
 from bpnet.tabular.scan import Answers, Kept, Rows, Scan, scan
 from bpnet.tabular.schema import Schema
+from bpnet.tabular.sizing import Size
 from bpnet.tabular.splits import BySeed
-from bpnet.tabular.training import TableTraining
-from bpnet.trainer import Trainer
+from bpnet.tabular.training import connected, trainer_for
 
 HELD_OUT, HELD_OUT_VALUES = 1 << 18, 1 << 22
 """Rows that are held out at most, and values in all: they are kept in memory, and more would tell nothing more."""
@@ -150,6 +152,21 @@ class StreamedTraining(TableTraining):
         return self.y
 
 
+@dataclass
+class _Plan:
+    """A streamed training before there is a trainer."""
+
+    source: Encoded
+    found: Scan
+    size: Size
+    design: Design
+    sample: tuple[Any, ...]
+    unseen: tuple[Any, ...] | None
+    notes: list[str]
+    remarks: list[Remark]
+    wide: str | None
+
+
 def prepare_file(
     file: TableFile,
     target: Any,
@@ -164,6 +181,30 @@ def prepare_file(
     A first pass reads the target, a second one all that is to be known of the columns: see `Scan`; `told` is called
     with the share of it that is done.
     """
+    ranks, options = connected(options)
+    plan = agreed(ranks, _planned, file, target, options, features, bad_rows == "skip", told)
+    rows, found = plan.source.rows, plan.found
+    trainer = trainer_for(plan.design, plan.sample[0], options)
+    split = {"rows": file.rows, "fraction": rows.split.fraction, "seed": options.seed, "by": "row"}
+    model = TableModel(plan.source.schema, rows.goal, trainer, {"split": split})
+    trainer.build(first_rows(plan.sample[0]))
+    looked_at = found.sample if plan.unseen is None else found.held_out
+    parts = range(sum(found.trained)), np.arange(0 if plan.unseen is None else len(looked_at.numbers))
+    data = [(plan.source.stream(),), plan.unseen]
+    more = model, plan.design, plan.notes, plan.remarks, plan.wide
+    made = StreamedTraining(options, plan.size, looked_at.frame, looked_at.y, parts, data, *more)
+    made.numbers, made.judged, made.sample = looked_at.numbers, plan.unseen or plan.sample, plan.sample[0]
+    return made
+
+
+def _planned(
+    file: TableFile,
+    target: Any,
+    options: TrainingOptions,
+    features: Sequence[str] | None,
+    skip: bool,
+    told: Callable[[float], None] | None,
+) -> _Plan:
     names = _targets(target, file)
     name = names[0] if len(names) == 1 else None
     types = dict(options.types)
@@ -180,8 +221,7 @@ def prepare_file(
         raise DataError(f"{file.name} has a single row with a target: expected at least 2")
     sizes = answers.sizes(goal) if goal.kind == "class" else None
     share = min(options.validation, min(HELD_OUT, HELD_OUT_VALUES // len(wanted)) / answers.rows)
-    split = BySeed(options.seed, share, sizes)
-    rows = Rows(file, tuple(wanted), names, goal, loss, split, what, bad_rows == "skip")
+    rows = Rows(file, tuple(wanted), names, goal, loss, BySeed(options.seed, share, sizes), what, skip)
     found = scan(rows, round(answers.rows * (1.0 - share)), types, told)
     notes = _notes(file, answers, found)
     frame, remarks = _looked_at(found, name or "y", file)
@@ -196,55 +236,17 @@ def prepare_file(
         schema = replace(schema, dtype="float64")
         if options.precision != "float32":
             raise OptionError(f"precision is {options.precision}, but {wide} needs float64")
-    return _training(rows, found, frame, schema, output, options, sizes, notes, remarks, wide)
-
-
-def _training(
-    rows: Rows,
-    found: Scan,
-    frame: Frame,
-    schema: Schema,
-    output: Output,
-    options: TrainingOptions,
-    sizes: Array | None,
-    notes: list[str],
-    remarks: list[Remark],
-    wide: str | None,
-) -> StreamedTraining:
-    goal, count = rows.goal, sum(found.trained)
-    size = options.size(count, goal.kind != "number")
+    size = options.size(sum(found.trained), goal.kind != "number")
     weights = None if options.class_weight is None else class_table(goal, options.class_weight, sizes)
     source = Encoded(rows, found.trained, schema, weights)
     sample = source.of(Kept(found.sample.numbers, frame, found.sample.y))
     design = design_of(schema, sample[0], goal, output, size, options, found.gaps)
-    trainer = Trainer(
-        design.network,
-        design.loss,
-        design.optimizer,
-        seed=options.seed,
-        device=options.device,
-        precision=options.precision,
-        threads=options.threads,
-        compile=design.compiles(sample[0], options),
-        distributed=options.distributed,
-    )
-    split = {"rows": rows.file.rows, "fraction": rows.split.fraction, "seed": options.seed, "by": "row"}
-    model = TableModel(schema, goal, trainer, {"split": split})
-    trainer.build(first_rows(sample[0]))
-    held_out = found.held_out if len(found.held_out.numbers) else None
-    unseen = None if held_out is None else source.of(held_out)
-    if held_out is not None and goal.kind == "class" and sizes is not None:
-        notes += identifiers(sizes, rows.what) or rare_classes(rows.labels(held_out.y), sizes, goal)
-    elif options.validation > 0 and held_out is None:
+    unseen = source.of(found.held_out) if len(found.held_out.numbers) else None
+    if unseen is not None and sizes is not None:
+        notes += identifiers(sizes, what) or rare_classes(rows.labels(found.held_out.y), sizes, goal)
+    elif options.validation > 0 and unseen is None:
         notes.append("no row is held out: what is learnt is not tried on other rows")
-    looked_at = held_out or found.sample
-    parts = range(count), np.arange(0 if held_out is None else len(looked_at.numbers))
-    data = [(source.stream(),), unseen]
-    made = StreamedTraining(
-        options, size, looked_at.frame, looked_at.y, parts, data, model, design, notes, remarks, wide
-    )
-    made.numbers, made.judged, made.sample = looked_at.numbers, unseen or sample, sample[0]
-    return made
+    return _Plan(source, found, size, design, sample, unseen, notes, remarks, wide)
 
 
 def _targets(target: Any, file: TableFile) -> tuple[str, ...]:
