@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 from bpnet.distributed import MPI
 from bpnet.distributed.base import Communicator, Connected, agreed, by_first
 from bpnet.distributed.watch import WATCHES, speaks
-from bpnet.errors import DeviceError, MissingExtraError, plural
+from bpnet.errors import DeviceError, MissingExtraError, OutOfMemoryError, path_error, plural
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -97,11 +97,21 @@ class Ranks:
 
     def agreed(self, function: Callable[..., T], *args: Any) -> T:
         """function(*args), or on all of them the error that it raises on one."""
-        return function(*args) if self.communicator is None else agreed(self.communicator, function, *args)
+        return function(*args) if self.communicator is None else agreed(self.communicator, _typed, function, *args)
 
     def by_first(self, function: Callable[..., T], *args: Any) -> T:
         """What function(*args) gives, or raises, on the first, which alone calls it."""
-        return function(*args) if self.communicator is None else by_first(self.communicator, function, *args)
+        return function(*args) if self.communicator is None else by_first(self.communicator, _typed, function, *args)
+
+
+def _typed(function: Callable[..., T], *args: Any) -> T:
+    """function(*args), with errors that other processes can raise too."""
+    try:
+        return function(*args)
+    except OSError as error:
+        raise path_error(str(error.filename or "reading or writing"), error) from error
+    except MemoryError as error:
+        raise OutOfMemoryError(f"there is not enough memory: {error}") from error
 
 
 def as_one(command: Callable[P, None]) -> Callable[P, None]:
