@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bpnet import names
 
 if TYPE_CHECKING:  # what a type checker sees; a test holds it against `names.PUBLIC`
-    from bpnet import backends, distributed, errors, files, initializers, metrics, plots, report, testing, typing
+    from bpnet import backends, data, distributed, errors, files, initializers, metrics, plots, report, testing, typing
     from bpnet.backends import reference
     from bpnet.backpropagation import row_losses, value_and_grad
     from bpnet.callbacks.base import Callback
@@ -135,7 +135,7 @@ __all__ = [
     "Sine", "Softmax", "Softplus", "Softshrink", "Softsign", "SpectralNorm", "SquaredHinge", "SquaredReLU",
     "Standardize", "StepDecay", "StochasticAverage", "Summary", "SwiGLU", "TableModel", "TabularInput", "Tanh",
     "Target", "TensorBoard", "Trainer", "Triplet", "Tweedie", "WarmUp", "WeightNorm", "__version__", "backends",
-    "check_backend", "check_gradients", "distributed", "errors", "files", "find_learning_rate", "initializers",
+    "check_backend", "check_gradients", "data", "distributed", "errors", "files", "find_learning_rate", "initializers",
     "inspect", "layout_of", "load", "lsuv", "metrics", "minimize", "plots", "reference", "report", "row_losses",
     "search_table", "testing", "train_table", "typing", "value_and_grad",
 ]  # fmt: skip
@@ -146,6 +146,7 @@ if not TYPE_CHECKING:  # to a type checker it would say that every name exists
         "bpnet",
         (
             "backends",
+            "data",
             "distributed",
             "errors",
             "files",

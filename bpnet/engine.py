@@ -19,7 +19,7 @@ from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.collected import Collected
 from bpnet.data.checks import check_input, check_target, detached
-from bpnet.data.loader import Batch, Loader
+from bpnet.data.loader import Batch, Loader, taken
 from bpnet.distributed.base import Communicator, on_all_ranks, raise_first
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step
 from bpnet.errors import DivergedError
@@ -399,11 +399,12 @@ class Engine:
             self.check_nan()
             size = min(data.largest_batch() if size is None else size, COUNTED)
             count: float = data.count
-            cut, weight, gather = size, data.total_weight(), None
+            batches, weight, gather = partial(data.batches, size), data.total_weight(), None
             if ranks is not None:
-                cut, count, weight, gather = import_module("bpnet.distributed.agreeing").evaluation(ranks, data, size)
+                made = import_module("bpnet.distributed.agreeing").evaluation
+                batches, count, weight, gather = made(ranks, data, size)
             total = self.loss.total(weight)
-            for x, y, of_rows, _ in data.batches(cut):
+            for x, y, of_rows, _ in map(partial(taken, backend), batches()):
                 *numbers, statistics = self.forward(function, x, y, of_rows, total)
                 found.append(numbers)
                 collected.add(statistics)
@@ -420,8 +421,8 @@ class Engine:
             if math.isnan(result["loss"]):
                 first, error = next((i for i, value in enumerate(own) if not math.isfinite(value)), None), None
                 if first is not None:
-                    batch = next(itertools.islice(data.batches(cut), first, None))
-                    error = self.not_a_number("the loss", batch[0])
+                    x = taken(backend, next(itertools.islice(batches(), first, None)))[0]
+                    error = self.not_a_number("the loss", x)
                 raise_first(ranks, error)
             if rights[0] is not None:
                 result["accuracy"] = sum(rights) / (count if counted[0] is None else sum(counted))

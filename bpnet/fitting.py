@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from bpnet.saving import Saving, Stopping
     from bpnet.trainer import Trainer
 
+LONG = 600.0
+"""Seconds that what is done now and then may take before a rank counts as one that hangs."""
 LEAST_EVALUATED = 8192
 """Rows that are evaluated at a time, where batches are smaller."""
 
@@ -93,11 +95,12 @@ class Training:
     def run(self, epochs: int) -> None:
         """Train for so many epochs; where it goes on from a checkpoint, for those of them that are left."""
         self.trainer.stop = False
-        if self.parts is not None:
-            self._agree(epochs)
-        if self.saving is None:
-            self._run(epochs, [])
-        else:
+        with self.ranks.phase("training"):
+            if self.parts is not None:
+                self._agree(epochs)
+            if self.saving is None:
+                self._run(epochs, [])
+                return
             try:
                 with self.saving.of(self):
                     self._run(epochs, self.saving.take_up(self))
@@ -106,16 +109,17 @@ class Training:
 
     def _run(self, epochs: int, states: Sequence[tuple[Callback, Any]]) -> None:
         """The same, with what callbacks had kept."""
-        trainer, last = self.trainer, self.begun[0] + epochs
+        trainer, last, ranks = self.trainer, self.begun[0] + epochs, self.ranks
         ended = trainer.stop and not self.losses  # an epoch that was begun is done first
         begun: list[Callback] = []
         try:
-            for callback in self.told:
-                callback.on_train_begin(trainer, max(last - len(trainer.history), 0), self.steps)
-                begun.append(callback)
-            for callback, state in states:
-                if callback in begun:
-                    callback.load_state_dict(state)
+            with ranks.phase("callbacks", LONG):
+                for callback in self.told:
+                    callback.on_train_begin(trainer, max(last - len(trainer.history), 0), self.steps)
+                    begun.append(callback)
+                for callback, state in states:
+                    if callback in begun:
+                        callback.load_state_dict(state)
             while len(trainer.history) < last and not ended:
                 self._epoch(last)
                 ended = trainer.stop
@@ -162,15 +166,17 @@ class Training:
             try:
                 # but what ranks do together, none of them breaks off
                 whole = self.saving is None or self.parts is not None
-                with nullcontext() if whole else self.saving.signals.ending_at_once():  # type: ignore[union-attr]
+                ending = nullcontext() if whole else self.saving.signals.ending_at_once()  # type: ignore[union-attr]
+                with ending, self.ranks.phase("an evaluation", LONG):
                     record = self.ranks.broadcast(self._record(before))
             except Ended:
                 assert self.saving is not None
                 self.saving.save(self)
         history.epochs.append(record)
         self.losses, self.order, self.seconds = [], None, 0.0
-        for callback in self.told:
-            callback.on_epoch_end(trainer, record)
+        with self.ranks.phase("callbacks", LONG):
+            for callback in self.told:
+                callback.on_epoch_end(trainer, record)
         if self.parts is not None:
             self._agree_after_epoch()
         if self.saving is not None:
@@ -201,7 +207,7 @@ class Training:
         together, whole = 1 if singly else backend.max_steps_per_launch, self.count // self.batch_size
         if whole < together:
             together = max(whole, 1) if self.shuffle else 1  # in their order, few batches are read where they lie
-        if self.order is None and (self.shuffle or together > 1 or self.count < data.count):
+        if self.order is None and (self.shuffle or together > 1 or self.count < data.count or data.lazy):
             self.order = self._order()
         if self.parts is not None:
             self.sizes = self.parts.begin(self.order)
@@ -228,11 +234,10 @@ class Training:
 
     def _order(self) -> Any:
         """That of the rows in an epoch."""
-        data, ranks, seed, epoch = self.data, self.ranks, self.engine.seed, len(self.trainer.history)
-        if ranks.rows == "own":  # all of a rank's rows, in an order of its own
-            return data.order(seed + (ranks.rank << 64), epoch, self.shuffle, self.batch_size)
-        order = data.order(seed, epoch, self.shuffle, self.batch_size)[: self.count]
-        return ranks.broadcast(order) if callable(self.shuffle) else order
+        seed, epoch = self.engine.seed, len(self.trainer.history)
+        if self.parts is not None:
+            return self.parts.order_of(seed, epoch, self.shuffle)
+        return self.data.order(seed, epoch, self.shuffle, self.batch_size)[: self.count]
 
     def _advance(self, first: int, together: int) -> Iterator[Array]:
         """Do the steps after so many, `together` by one launch where the backend can: their losses."""
@@ -271,6 +276,7 @@ class Training:
         with engine.looking():
             arrays = vectors(engine.carry)
             known = backend.fetch([*pending, *[backend.xp.sum(array) for array in arrays]])
+            self.ranks.check()
         values = known[: len(pending)]
         finite = all(map(math.isfinite, values)) and (
             all(map(math.isfinite, known)) or is_finite_step(backend, pending[-1], arrays, before[0])

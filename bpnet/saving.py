@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from bpnet.distributed.step import RankedStep
     from bpnet.fitting import Training
 
+LONG = 600.0
+"""Seconds that a checkpoint may take to be written or read before a rank counts as one that hangs."""
 ROWS = 64
 """Rows that are looked at to tell whether data are the same."""
 PLURAL = ("the callbacks that keep a state", "the columns", "the rows held out")
@@ -168,12 +170,14 @@ class Saving(Stopping):
         if self.due(training.number) or last or self.every is None:
             self.save(training, best)
         elif best:
-            by_first(self.ranks, self._write_best, training)
+            with self.ranks.phase("writing a checkpoint", LONG):
+                by_first(self.ranks, self._write_best, training)
 
     def save(self, training: "Training", best: bool = False) -> None:
         """Write a checkpoint, which may be the `best` one too; then let a signal that has come end the training."""
         number = training.number
-        path = by_first(self.ranks, self._write, training, best)
+        with self.ranks.phase("writing a checkpoint", LONG):
+            path = by_first(self.ranks, self._write, training, best)
         self.written = number
         self.hand_on(f"after {plural(number, 'step')}, saved in {path}: resume=True goes on from there")
 
@@ -229,7 +233,8 @@ class Saving(Stopping):
         with engine.looking():
             own = self.ranks.rows == "own"  # which other ranks have when it goes on
             self.written, self.sample = training.number, "" if own else sample_of(training.data, training.held_out)
-        found = by_first(self.ranks, self._found, training)
+        with self.ranks.phase("reading a checkpoint", LONG):
+            found = by_first(self.ranks, self._found, training)
         if found is None:
             return []
         path, saved = found

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from importlib import import_module
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from bpnet.compatibility import (
 )
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import Expected, is_stream, kind, named, place_of, prepare, validation_data
-from bpnet.distributed.base import Communicator, agreed, failing
+from bpnet.distributed.base import Communicator, agreed, failing, tell
 from bpnet.engine import Engine
 from bpnet.errors import BuiltError, plural
 from bpnet.fitting import Training, checked_saving
@@ -89,6 +90,8 @@ class Trainer(HasState):
     metadata : a dict, what was saved beside the network where the trainer was loaded from a file
     classes : what a classifier's outputs stand for, in their order: text or numbers; assignable, and kept in the file
     step_count : how many training steps have been done
+    rank, ranks : which of the processes that train together this is, from 0 on, and how many there are; 0 and 1 alone
+    communicator : how they communicate, or None
     lr_scale : a factor of the learning rate, 1 at the start; assignable
     step_loss : within `fit`, the loss of the step that callbacks are told of: an array on the device, else None
     stop : set to True by a callback, it ends `fit` after the epoch
@@ -125,6 +128,8 @@ class Trainer(HasState):
         self.threads = None if threads is None else whole("threads", threads, 1)
         self.precision = choice("precision", precision, PRECISIONS)
         self.device = None if device is None else check_device(device)
+        if self.communicator is not None:
+            self.device = import_module("bpnet.distributed.devices").device_of_rank(self.communicator, self.device)
         self.micro_batch = None if micro_batch is None else whole("micro_batch", micro_batch, 1)
         check_micro_batch(self.micro_batch, self.network.couples_rows)
         self.compile = check_compile(compile)
@@ -209,6 +214,7 @@ class Trainer(HasState):
                     return engine.advance(x, y, None, None)
         except BaseException as error:
             end_sessions(outer)
+            tell(self.communicator, error)
             check_memory(error, "step")
             raise
 
@@ -218,6 +224,8 @@ class Trainer(HasState):
         with backend.session(self.threads, device):
             data = self._prepare(named(x, y, sample_weight), values=check)
             engine = self._engine or self._start(data)
+            if engine.ranked is not None and not engine.ranked.steps:
+                import_module("bpnet.distributed.agreeing").same_state(engine)
             known, names = kind(x, y), None
             if isinstance(x, dict):
                 names = tuple(name for name, *_ in arranged(self.network.takes, x, "x"))

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from bpnet import errors, files, plots, typing
+from bpnet import data, errors, files, plots, typing
 from bpnet.cli.info import describe_catalogue
 from bpnet.cli.terminal import JSON
 from docs.docstrings import prose
@@ -23,6 +23,7 @@ BASES = {
 OTHERS = {
     "Trainer": "Trainer load History inspect Inspection Summary",
     "Tables": "train_table search_table TableModel Schema Target MLPClassifier MLPRegressor report",
+    "Data": "data",
     "Files": "files",
     "Plots": "plots",
     "Core": "value_and_grad row_losses minimize layout_of Layout reference backends typing",
@@ -33,6 +34,7 @@ OTHERS = {
 
 MEMBERS: dict[str, Sequence[str]] = {
     "backends": ("backend_of", "get"),
+    "data": data.__all__,
     "errors": [name for name in vars(errors) if name.endswith(("Error", "Warning"))],
     "files": files.__all__,
     "initializers": (),

@@ -1,29 +1,17 @@
 """Ranks that are processes of MPI: what they say to each other arrives, and one that fails ends all."""
 
-import functools
-import operator
+import re
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
-from support.ranks import ranks, threads
+import pytest
+from support.rank_work import add, blocks, calls, fails, groups
+from support.ranks import Run, ranks, threads
 
 import bpnet as bp
-from bpnet.backends.base import by_halves
-
-
-def calls(communicator):
-    """What each call gives, on three kinds of arrays."""
-    backend = bp.backends.backend_of(np.zeros(1))
-    rank, size = communicator.rank, communicator.size
-    found = {"rank": (rank, size), "gathered": communicator.all_gather({"rank": rank})}
-    found["broadcast"] = communicator.broadcast([rank, "of", size])
-    for dtype in ("float32", "float64"):
-        vector = (np.arange(1001) + 1000 * rank).astype(dtype)
-        found[f"sum {dtype}"] = communicator.all_reduce(backend, vector)
-        found[f"array {dtype}"] = communicator.broadcast_array(backend, np.full(7, rank, dtype))
-        parts = [np.random.default_rng(10 * rank + i).normal(size=11).astype(dtype) for i in range(rank + 1)]
-        combine = functools.partial(by_halves, add=operator.add)
-        found[f"ordered {dtype}"] = communicator.all_reduce_ordered(backend, parts, [1, 2, 3][:size], combine)
-    return found
+from bpnet.distributed.verdict import Doing, judge
+from bpnet.errors import MissingExtraError, OptionError
 
 
 def check_calls(found):
@@ -37,14 +25,114 @@ def check_calls(found):
             assert one[f"sum {dtype}"].dtype == one[f"array {dtype}"].dtype == dtype
             assert np.array_equal(one[f"sum {dtype}"], total)
             assert np.array_equal(one[f"array {dtype}"], np.zeros(7))
-            parts = [
-                np.random.default_rng(10 * r + i).normal(size=11).astype(dtype)
-                for r in range(size)
-                for i in range(r + 1)
-            ]
-            assert np.array_equal(one[f"ordered {dtype}"], by_halves(parts, operator.add))
+            assert np.array_equal(one[f"ordered {dtype}"], add(dtype)(blocks(dtype))), "not the bits of one process"
 
 
-def test_what_ranks_say_to_each_other():
+def test_what_ranks_say_to_each_other_arrives():
+    """And a sum in the order of blocks has the bits of one process, for 2 and 4 ranks."""
     check_calls(threads(3, calls))
-    check_calls(ranks(3, calls))
+    every, halves = zip(*ranks(4, groups), strict=True)
+    check_calls(every)
+    check_calls(halves[:2])
+    check_calls(halves[2:])
+    assert every[0]["in place float32"], "NumPy's vector is added up where it lies"
+
+
+SAID = {
+    "raises": r"ValueError: a bad row\nbpnet: {name} has failed, which ends the others",
+    "sleeps": r"RankError: {name} hangs: for \d+ s it has been in training \(act, line \d+ of .*rank_work.py\)",
+    "is stopped": r"RankError: {name} is stopped, as by SIGSTOP, and the others have waited for it for \d+ s",
+    "is killed": r"(PID {process} RUNNING AT|process rank 1 with PID {process} on node) .*[Kk]illed",
+}
+
+
+def test_a_rank_that_fails_ends_all():
+    """Within the time limit, with one message that names it, a status that is not 0, and no process left."""
+    runs = [Run(2, fails, how, timeout=2.0) for how in SAID]
+    with ThreadPoolExecutor(len(runs)) as pool:
+        ends = list(pool.map(lambda run: run.end(60.0), runs))
+    for (how, said), ended in zip(SAID.items(), ends, strict=True):
+        began, process = re.search(rf"{how} at ([\d.]+) in (\d+)", ended.out).groups()
+        said = said.format(name=rf"rank 1 \(host \S+, process {process}\)", process=process)
+        text = ended.err if how != "is killed" else ended.out + ended.err  # MPICH's own, on its standard output
+        assert len(re.findall(said, text, re.DOTALL)) == 1, (how, text)
+        assert ended.err.count("Traceback") == (how != "is killed"), (how, ended.err)
+        assert ended.code != 0, how
+        assert not ended.left, how
+        assert ended.at - float(began) < 10.0, how  # with what mpiexec takes, on a machine that is busy
+
+
+# ---- who is to blame, without processes -------------------------------------------------------------------------
+
+
+def watch(heard, rank=0, size=3, timeout=30.0, states=None, ended=()):
+    states = states or {}
+    return SimpleNamespace(
+        rank=rank,
+        size=size,
+        timeout=timeout,
+        patient=0.0,
+        heard=heard,
+        ended=ended,
+        names=[f"rank {i}" for i in range(size)],
+        grace=lambda: 3.0,
+        process_state=lambda i: states.get(i, "runs"),
+    )
+
+
+def at(what="training", quiet=0.0, limit=24.0):
+    return Doing(7, "computes", what, quiet, limit)
+
+
+WAITS = Doing(8, "waits", "all_reduce", 0.0)
+MINE = Doing(8, "waits", "all_reduce", 100.0)
+
+
+def blamed(now, heard, **options):
+    found = judge(watch(heard, **options), now, MINE)
+    return None if found is None else found.text
+
+
+def test_who_is_blamed():
+    assert blamed(110.0, {1: (109.0, at(quiet=9.0)), 2: (109.0, WAITS)}) is None
+    assert "rank 1 hangs: for 25 s it has been in training" in blamed(
+        126.0, {1: (125.0, at(quiet=24.0)), 2: (125.0, WAITS)}
+    )
+    assert blamed(126.0, {1: (125.0, at("evaluation", 24.0, 600.0)), 2: (125.0, WAITS)}) is None, "a phase may be long"
+    assert "rank 2 does not answer" in blamed(125.0, {1: (124.0, WAITS)})
+    assert "or its host or the network is down" in blamed(125.0, {1: (124.0, WAITS)}, states={2: ""})
+    assert "rank 2 is stopped" in blamed(125.0, {1: (124.0, WAITS)}, states={2: "stopped"})
+    assert blamed(110.0, {1: (109.0, WAITS)}, states={2: "stopped"}) is None, "it may go on"
+    assert "rank 2 is gone" in blamed(101.5, {1: (101.0, WAITS)}, states={2: "gone"})
+
+
+def test_what_was_heard_before_the_wait_is_not_held_against_anybody():
+    """It may be hours old."""
+    assert blamed(102.0, {1: (50.0, at(quiet=20.0)), 2: (99.0, at(quiet=23.0))}) is None
+
+
+def test_the_lowest_that_waits_speaks():
+    heard = {0: (125.0, WAITS), 1: (125.0, at(quiet=24.0))}
+    assert blamed(126.0, heard, rank=2) is None
+    assert blamed(128.0, heard, rank=2) is not None, "where it doesn't, the next one does"
+
+
+def test_who_waits_for_the_end_of_the_program_waits_as_long_as_it_takes():
+    end = Doing(8, "waits", "the end of its program", 100.0)
+    assert judge(watch({1: (9999.0, at(quiet=9000.0)), 2: (9999.0, WAITS)}), 10000.0, end) is None
+    assert judge(watch({2: (9999.0, WAITS)}), 10000.0, end).rank == 1
+
+
+def test_options_are_checked():
+    with pytest.raises(OptionError, match="rows is 'some'; expected 'same' or 'own'"):
+        bp.distributed.MPI(rows="some")
+    with pytest.raises(OptionError, match="reduction is 'slow'"):
+        bp.distributed.MPI(reduction="slow")
+    with pytest.raises(OptionError, match=r"timeout is 0\.5"):
+        bp.distributed.MPI(timeout=0.5)
+
+
+def test_without_mpi4py_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("bpnet.distributed.mpi.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'bpnet-xp\[mpi\]'"):
+        bp.distributed.MPI().connect()

@@ -79,12 +79,24 @@ def take_rows(
     return tuple([None if a is None else each_array(lambda one: take(one, some, axis=0), a) for a in arrays])
 
 
+def taken(backend: Backend, batch: Batch) -> Batch:
+    """A batch whose arrays have its rows alone."""
+    x, y, weight, rows = batch
+    if rows is None:
+        return batch
+    x, y, weight = take_rows(backend, (x, y, weight), (0, rows.shape[0]), rows)
+    return x, y, weight, None
+
+
 class Loader:
     """The rows of x, y and weight, arrays of one library on one device, batch by batch."""
 
     streams = False
-    foreseen = True
-    """Whether rows and weights of batches are known before they are read."""
+    """Whether batches are copied from the host."""
+    lazy = False
+    """Whether an order is drawn as batches are taken."""
+    told = True
+    """Whether it is known how many rows there are in batches, and what they weigh, before they are read."""
 
     def __init__(
         self,
@@ -116,8 +128,11 @@ class Loader:
             self.check_maps()
             yield self.x, self.y, self.weight, rows[start:stop]
 
-    def order(self, seed: int, epoch: int, shuffle: bool | Callable[[int], Any], size: int) -> Any:
-        """The order of the rows in an epoch of batches of `size`: see `row_order`."""
+    def order(self, seed: int, epoch: int, shuffle: bool | Callable[[int], Any], size: Any, part: Rows = (0, 1)) -> Any:
+        """The order of the rows in an epoch of batches of `size`, or with such borders: see `row_order`.
+
+        Where it is `lazy` it is that of the rows of `part`, a rank and of how many, in each of them.
+        """
         return row_order(seed, epoch, self.count, shuffle)
 
     def sample(self, most: int) -> Iterator[Any]:

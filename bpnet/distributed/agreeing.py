@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bpnet.backends.base import Rows
 from bpnet.collected import Collected
-from bpnet.data.loader import Loader, parts
+from bpnet.data.loader import Batch, Loader, parts
 from bpnet.distributed.base import Communicator, on_all_ranks
 from bpnet.errors import BpnetWarning, OptionError, users_line
 
@@ -55,8 +55,10 @@ def warn_of_drift(ranks: Communicator) -> None:
         )
 
 
-def evaluation(ranks: Communicator, data: Loader, size: int) -> tuple[list[Rows], int, float, Callable[..., Any]]:
-    """This rank's part of an evaluation by batches of `size`; how many rows all have, and their weight; and
+def evaluation(
+    ranks: Communicator, data: Loader, size: int
+) -> tuple[Callable[[], Iterator[Batch]], int, float, Callable[..., Any]]:
+    """What this rank has of an evaluation by batches of `size`; how many rows all have, and their weight; and
 
     gather(numbers of the batches, `data.passed()`, collected) -> those of all ranks; `collected` gets their statistics,
 
@@ -74,7 +76,11 @@ def evaluation(ranks: Communicator, data: Loader, size: int) -> tuple[list[Rows]
     count, weight = data.count, data.total_weight()
     if ranks.rows == "own":
         counts, weights = zip(*ranks.all_gather((count, weight)), strict=True)
-        return parts(count, size), sum(counts), sum(weights), gather
-    cuts = parts(count, size if ranks.reduction == "ordered" else min(size, -(-count // ranks.size)))
-    part = slice(len(cuts) * ranks.rank // ranks.size, len(cuts) * (ranks.rank + 1) // ranks.size)
-    return cuts[part], count, weight, gather
+        return partial(data.batches, size), sum(counts), sum(weights), gather
+    size = size if ranks.reduction == "ordered" else min(size, -(-count // ranks.size))
+    cuts = parts(count, size)
+    mine = cuts[len(cuts) * ranks.rank // ranks.size : len(cuts) * (ranks.rank + 1) // ranks.size]
+    batches = partial(data.batches, mine)
+    if data.lazy:
+        batches = partial(data.batches, size, range(mine[0][0], mine[-1][1]) if mine else range(0))
+    return batches, count, weight, gather

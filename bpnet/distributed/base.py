@@ -37,6 +37,8 @@ class Communicator:
     """Whether every rank is given the same rows, of which it takes its part, or its "own"."""
     reduction: str = "fast"
     """Whether sums are to be the same for any number of ranks, "ordered": see `all_reduce_ordered`."""
+    captured: bool = False
+    """Whether all that `all_reduce` does is to launch work on the device of the vector, so that it can be captured."""
 
     @property
     def alone(self) -> bool:
@@ -82,6 +84,12 @@ class Communicator:
 
     def beat(self) -> None:
         """This rank goes on, though it has not met the others for a while.  It costs next to nothing."""
+
+    def check(self) -> None:
+        """Raise RankError where another rank is known to have failed: sums on a device may be worth nothing since.
+
+        It costs next to nothing: before a step is launched, and after the host has waited for a device.
+        """
 
     def fail(self, error: BaseException) -> None:
         """Tell the others that this rank can't go on, and why: they are to end by a RankError that names it.
@@ -138,8 +146,7 @@ def failing(ranks: Communicator) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not getattr(error, "on_all_ranks", False):
-            ranks.fail(error)
+        tell(ranks, error)
         raise
 
 
@@ -154,6 +161,12 @@ class Connected:
 
     def connect(self) -> Communicator:
         return self.communicator
+
+
+def tell(ranks: Communicator | None, error: BaseException) -> None:
+    """Tell others of an error that this rank alone raises."""
+    if ranks is not None and not getattr(error, "on_all_ranks", False):
+        ranks.fail(error)
 
 
 # ---- what all ranks do, or none -------------------------------------------------------------------------------------

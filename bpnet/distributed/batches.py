@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpnet.backends.base import Rows
 from bpnet.data.loader import Loader, parts
-from bpnet.distributed.step import Share
+from bpnet.distributed.step import Share, parted
 from bpnet.errors import OptionError, plural
 
 if TYPE_CHECKING:
     from bpnet.engine import Engine
+
+
+READING = 600.0
+"""Seconds that reading a batch may take before a rank counts as one that hangs."""
 
 
 class Cut(NamedTuple):
@@ -53,6 +57,14 @@ class RankedBatches:
                 f"reduction is 'ordered', but a batch of {plural(largest, 'row')} has fewer blocks than there are "
                 f"ranks, {ranks}: give the trainer a smaller micro_batch, the most rows of a block"
             )
+        if self.step.ordered and self.data.lazy:
+            for size in {cut.size for cut in self.cuts}:
+                if self.step.part(size) != parted(size, ranks)[self.ranks.rank]:
+                    blocks = plural(len(self.step.blocks(size)), "block")
+                    raise OptionError(
+                        f"reduction is 'ordered', and x a stream: {blocks} of a batch of {plural(size, 'row')} can't "
+                        f"be shared evenly by {ranks} ranks; take another batch_size or micro_batch"
+                    )
         if communicates and not all(cut.least for cut in self.cuts):
             small = min(cut.size for cut in self.cuts if not cut.least)
             raise OptionError(
@@ -71,13 +83,23 @@ class RankedBatches:
         sizes, rank = [b - a for a, b in cuts], self.ranks.rank
         return Cut(cuts[rank], sum(sizes[:rank]), sum(sizes), min(sizes))
 
+    def order_of(self, seed: int, epoch: int, shuffle: Any) -> Any:
+        """The order of the rows that were passed; of data that are `lazy`, of this rank's rows alone."""
+        data, rank = self.data, self.ranks.rank
+        if self.own:  # each in an order of its own
+            return data.order(seed + (rank << 64), epoch, shuffle, [0, *(cut.rows[1] for cut in self.cuts)])
+        if data.lazy:
+            return data.order(seed, epoch, shuffle, self.batch_size, (rank, self.ranks.size))
+        order = data.order(seed, epoch, shuffle, self.batch_size)
+        return self.ranks.broadcast(order) if callable(shuffle) else order
+
     def begin(self, order: Any) -> list[float]:
         """An epoch in that order of the rows that were passed: the weight of each batch.
 
         Where only reading tells, they are put in its place one by one.
         """
         self.order = order
-        if self.data.weight is None or not self.data.foreseen:
+        if self.data.weight is None or not self.data.told:
             self.totals = [float(cut.size) for cut in self.cuts]
         elif not self.own:
             self.totals = self.data.sizes(self.batch_size, order)[: len(self.cuts)]
@@ -86,17 +108,29 @@ class RankedBatches:
             self.totals = [sum(some) for some in zip(*every, strict=True)]
         return self.totals
 
+    def _loaded(self, first: int) -> Any:
+        """This rank's rows of each batch after the first so many that has some."""
+        if not self.data.lazy:
+            some = [cut.rows for cut in self.cuts[first:] if cut.rows[0] < cut.rows[1]]
+            return self.data.batches(some, self.order)
+        done = sum(stop - start for start, stop in (cut.rows for cut in self.cuts[:first]))
+        every = sum(stop - start for start, stop in (cut.rows for cut in self.cuts))
+        return self.data.batches(self.batch_size, self.order[done:every])
+
     def batches(self, first: int) -> Iterator[Any]:
         """This rank's part of each batch after the first so many, with its share."""
-        loaded: Any = self.data.batches([c.rows for c in self.cuts[first:] if c.rows[0] < c.rows[1]], self.order)
-        with closing(loaded):
+        rank, weight = self.ranks.rank, self.step.weight
+        with closing(self._loaded(first)) as loaded:
             for number, cut in enumerate(self.cuts[first:], first):
                 start, stop = cut.rows
-                batch = next(loaded) if start < stop else (None, None, None, None)
-                if self.data.foreseen:
-                    yield *batch, Share(stop - start, cut.first, cut.size, self.step.weight(self.totals[number]))
+                batch = (None, None, None, None)
+                if start < stop:
+                    with self.ranks.phase("reading data", READING) if self.data.streams else nullcontext():
+                        batch = next(loaded)
+                if self.data.told:
+                    yield *batch, Share(stop - start, cut.first, cut.size, weight(self.totals[number]))
                     continue
-                size, weight = self.step.size_of(batch)
-                sizes, weights = zip(*self.ranks.all_gather((size, weight)), strict=True)
+                size, own = self.step.size_of(batch)
+                sizes, weights = zip(*self.ranks.all_gather((size, own)), strict=True)
                 self.totals[number] = sum(weights)
-                yield *batch, Share(size, sum(sizes[: self.ranks.rank]), sum(sizes), self.step.weight(sum(weights)))
+                yield *batch, Share(size, sum(sizes[:rank]), sum(sizes), weight(sum(weights)))

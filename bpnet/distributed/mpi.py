@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from itertools import pairwise
 from time import perf_counter
@@ -16,10 +17,11 @@ import numpy
 
 from bpnet.backends.base import Array, Backend
 from bpnet.distributed.base import Combine, Communicator
+from bpnet.distributed.devices import is_cuda_aware
 from bpnet.distributed.verdict import PATIENCE
 from bpnet.distributed.watch import Watch, connecting
 from bpnet.errors import ArgumentError, BpnetWarning, MissingExtraError, OptionError, kind_of
-from bpnet.options import choice, number
+from bpnet.options import choice, flag, number
 
 CALLS = "all_reduce", "all_gather", "broadcast"
 
@@ -37,6 +39,10 @@ class MPI:
     raise it.  A rank hangs when it has not come back to the others for four fifths of that: have a longer one where a
     callback takes so long.  `comm` is a communicator of mpi4py (None: that of all processes).
 
+    Vectors of CuPy are passed to MPI where they lie if it is a CUDA-aware one, and else through pinned memory, which is
+    kept from step to step.  `cuda_aware` says which; None asks MPI, of which some don't know.  An MPI that is not, and
+    is passed the memory of a device, ends the program.  So far this has run on a substitute for a device alone.
+
     Needs mpi4py and an MPI: pip install 'bpnet-xp[mpi]' mpich.
     """
 
@@ -44,11 +50,14 @@ class MPI:
     reduction: str = "fast"
     timeout: float = 30.0
     comm: Any = None
+    cuda_aware: bool | None = None
 
     def __post_init__(self) -> None:
         choice("rows", self.rows, ("same", "own"))
         choice("reduction", self.reduction, ("fast", "ordered"))
         number("timeout", self.timeout, 1.0, math.inf, "left")
+        if self.cuda_aware is not None:
+            flag("cuda_aware", self.cuda_aware)
 
     def connect(self) -> MPICommunicator:
         """The ranks; called by all of them.
@@ -73,7 +82,7 @@ class MPI:
             watch = _watch(mpi, comm, self.timeout)
         if watch.rank:  # what warns of one warns of all
             warnings.simplefilter("ignore", BpnetWarning)
-        return MPICommunicator(watch, self.rows, self.reduction)
+        return MPICommunicator(watch, self.rows, self.reduction, self.cuda_aware)
 
 
 def _watch(mpi: Any, comm: Any, timeout: float) -> Watch:
@@ -98,10 +107,10 @@ class MPICommunicator(Communicator):
     interrupted, and told whom it waits for.  What comes then is done by MPI's blocking calls, which are its fastest.
     """
 
-    def __init__(self, watch: Watch, rows: str, reduction: str) -> None:
+    def __init__(self, watch: Watch, rows: str, reduction: str, cuda_aware: bool | None = None) -> None:
         self.watch, self.mpi, self.comm = watch, watch.mpi, watch.comm
         self.rank, self.size = watch.rank, watch.size
-        self.rows, self.reduction = rows, reduction
+        self.rows, self.reduction, self.cuda_aware = rows, reduction, cuda_aware
         self.bytes_sent = 0
         """Bytes of vectors that this rank has sent; where MPI itself adds up, the fewest that this can be done with."""
         self.seconds = 0.0
@@ -155,7 +164,7 @@ class MPICommunicator(Communicator):
             segment = combine(list(received.reshape(sum(counts), mine)))
             self.comm.Allgatherv(numpy.ascontiguousarray(segment), [total, lengths])
         self.bytes_sent += like.itemsize * (len(own) * (size - mine) + (self.size - 1) * mine)
-        return self._given_back(backend, total, parts[0])
+        return self._sent_back(backend, total, parts[0])
 
     def all_gather(self, value: Any) -> list[Any]:
         with self._together("all_gather"):
@@ -185,11 +194,26 @@ class MPICommunicator(Communicator):
 
     # ---- arrays -------------------------------------------------------------------------------------------------
 
-    def _on_host(self, backend: Backend, vector: Array) -> numpy.ndarray[Any, Any]:
-        """The array as one of NumPy that may be written to: itself where it is one."""
+    def _on_host(self, backend: Backend, vector: Array) -> Any:
+        """The array as MPI takes it and may write to it: itself where it is one of NumPy."""
+        if backend.name == "cupy":
+            return self.staging.begin(vector)
         if isinstance(vector, numpy.ndarray) and vector.flags.c_contiguous and vector.flags.writeable:
             return vector
         return numpy.array(backend.to_host(vector), order="C")
 
-    def _given_back(self, backend: Backend, own: numpy.ndarray[Any, Any], like: Array) -> Array:
+    def _given_back(self, backend: Backend, own: Any, like: Array) -> Array:
+        """What MPI has left there, as an array like the one that it was made of."""
+        if backend.name == "cupy":
+            return self.staging.end(own, like)
+        return self._sent_back(backend, own, like)
+
+    def _sent_back(self, backend: Backend, own: numpy.ndarray[Any, Any], like: Array) -> Array:
         return own if isinstance(like, numpy.ndarray) else backend.from_host(own, like.dtype, backend.device(like))
+
+    @cached_property
+    def staging(self) -> Any:
+        """How vectors of CuPy go to MPI."""
+        from bpnet.backends.cupy.collectives import Staging
+
+        return Staging(is_cuda_aware(self.mpi) if self.cuda_aware is None else self.cuda_aware)

@@ -15,7 +15,7 @@ from bpnet.backends import Array, Backend, definitions
 from bpnet.backends.base import Rows, State, by_halves
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import blocks_of, finished, part_of_gradient
-from bpnet.data.loader import Batch, take_rows
+from bpnet.data.loader import Batch, taken
 from bpnet.distributed.base import Communicator
 from bpnet.errors import OptionError
 from bpnet.layer import Layer, each_array, row_count
@@ -26,6 +26,8 @@ from bpnet.step import Carry, Views, is_elementwise, updated
 if TYPE_CHECKING:
     from bpnet.engine import Engine
 
+FIRST_STEP = 600.0
+"""Seconds that the first step, which may be compiled, may take before a rank counts as one that hangs."""
 LOOKED_AT = 32
 """Steps from one look at whether a rank is to stop to the next, where looking waits for a device."""
 
@@ -82,6 +84,9 @@ class RankedStep:
         if optimizer.traceable:
             self.update = backend.compile(self._update, donate=True, choice=engine.compile)
             self.move = backend.advance
+        self.whole: Callable[..., Any] | None = None
+        if self.ranks.captured and optimizer.traceable and not self.ordered:
+            self.whole = backend.compile(self._whole, donate=True, choice=engine.compile)
         # of the step that is at work: this rank's part, and what gives the message at other parameters
         self.batch: Batch
         self.again: Callable[[Array], Array]
@@ -97,13 +102,23 @@ class RankedStep:
         `args` are those of a step of one process, of this rank's rows of a batch.  Without a `share` it is all that the
         user has passed.
         """
+        self.ranks.check()
+        if not self.steps:
+            self.steps = 1
+            with self.ranks.phase("the first step", FIRST_STEP):
+                return self.advance(state, args, share, count)
         *batch, hyperparameters, number = args
         self.batch, share = (tuple(batch), share) if share is not None else self._own(tuple(batch))
         theta, buffers, _ = state.now[0]
+        self.steps += 1
+        if self.whole is not None and share.rows and not current.reference:
+            self._watch()
+            rest = *self._arguments(number, share), hyperparameters
+            return self.backend.advance(self.whole, state, (*self.batch, *rest), count)
         self.again = partial(self._summed, buffers=buffers, number=number, share=share)
         message = self.again(theta)
         self._watch(message)
-        rest = message, share.total, hyperparameters, number
+        rest = message, number, share.total, hyperparameters
         if current.reference:
             carry, value = self._update(definitions(self.backend), state.now[0], *rest)
             state.now = carry, count
@@ -113,6 +128,10 @@ class RankedStep:
         except _AsksAgainError:
             self.update, self.move = partial(self._update, self.backend), partial(Backend.advance, self.backend)
             return self.move(self.update, state, rest, count)
+
+    def _arguments(self, number: Any, share: Share) -> tuple[Any, ...]:
+        """What `_fresh` is given after the batch."""
+        return number, share.total, share.first, share.rows / max(share.size, 1), float(self.stops)
 
     def _own(self, batch: Batch) -> tuple[Batch, Share]:
         """This rank's part of what all were given; or where that is its own, as it is."""
@@ -146,14 +165,10 @@ class RankedStep:
 
     def whole_batch(self) -> Batch:
         """The batch of the last step, with the rows of all ranks."""
-        backend, (x, y, weight, rows) = self.backend, self.batch
+        backend, device = self.backend, self.backend.device(self.like)
         host: Any = None
-        device = backend.device(self.like)
-        if x is not None:
-            own: tuple[Any, ...] = x, y, weight
-            if rows is not None:
-                own = take_rows(backend, own, (0, rows.shape[0]), rows)
-            host = [None if a is None else each_array(backend.to_host, a) for a in own]
+        if self.batch[0] is not None:
+            host = [None if a is None else each_array(backend.to_host, a) for a in taken(backend, self.batch)[:3]]
         every = [one for one in self.ranks.all_gather(host) if one is not None]
 
         def joined(arrays: Sequence[Any]) -> Any:
@@ -167,21 +182,26 @@ class RankedStep:
         x, y, weight = map(joined, zip(*every, strict=True))
         return x, y, weight, None
 
-    def _watch(self, message: Array) -> None:
+    def _watch(self, message: Array | None = None) -> None:
         """See now and then whether a rank is to stop: all of them at the same steps."""
-        self.steps += 1
-        if self.watched and not (self.backend.has_streams and self.steps % LOOKED_AT):
-            self.stopping = self.backend.fetch([message[message.shape[0] - 1]])[0] > 0.0
+        if not self.watched or (self.backend.has_streams and self.steps % LOOKED_AT):
+            return
+        if self.whole is not None:  # where a message stays on the device
+            self.stopping = any(self.ranks.all_gather(self.stops))
+        elif message is not None:
+            flag = self.backend.fetch([message[message.shape[0] - 1]])
+            self.ranks.check()
+            self.stopping = flag[0] > 0.0
 
     def _summed(self, theta: Array, buffers: Array, number: Any, share: Share) -> Array:
         """The message of all ranks."""
         if self.ordered:
             return self._ordered(theta, buffers, number, share)
-        args = number, share.total, share.first, share.rows / share.size, float(self.stops)
-        if not share.rows:
-            message = self._zeros(theta) + float(self.stops)
+        if share.rows:
+            message = self._local(theta, buffers, *self.batch, *self._arguments(number, share))
         else:
-            message = self._local(theta, buffers, *self.batch, *args)
+            zeros = self._zeros(theta)
+            message = self.backend.concat([zeros[:-1], zeros[-1:] + float(self.stops)])
         return self.ranks.all_reduce(self.backend, message, tail=self.tail)
 
     def _zeros(self, theta: Array) -> Array:
@@ -228,9 +248,10 @@ class RankedStep:
         return memory[:start], value
 
     def _update(
-        self, backend: Backend, carry: Carry, message: Array, total: Any, hyperparameters: Any, number: Any
-    ) -> tuple[Carry, Array]:
-        """The carry after a step, and the loss before it."""
+        self, backend: Backend, carry: Carry, message: Array, number: Any, total: Any, hyperparameters: Any,
+        again: Callable[[Array], Array] | None = None,
+    ) -> tuple[Carry, Array]:  # fmt: skip
+        """The carry after a step, and the loss before it; again(theta) is the message at other parameters."""
         begin, buffers, state = carry
         layout, size, copy = self.layout, self.layout.size, backend.copy
 
@@ -244,14 +265,26 @@ class RankedStep:
         def evaluate(at: Array) -> tuple[Array, Array]:
             if at is begin:
                 return value, grad
-            if backend.traces:
+            if again is None and backend.traces:
                 raise _AsksAgainError
-            return read(at, self.again(at))
+            return read(at, (again or self.again)(at))
 
         theta, state = updated(self.optimizer, backend, layout, begin, grad, state, hyperparameters, evaluate)
         if self.updates_buffers:
             buffers = copy(message[size + 1 : size + 1 + layout.buffer_size])
         return (theta, buffers, state), copy(value)  # what is read of a message goes with it
+
+    def _whole(self, backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
+        """All of a step, where the sum over ranks is captured with it."""
+        *rest, hyperparameters = args
+        number, total = rest[4:6]
+
+        def summed(theta: Array) -> Array:
+            message, _ = self._fresh(backend, theta, carry[1], *rest)
+            reduce = partial(_all_reduce, self.ranks, self.tail)
+            return backend.outside(reduce, message, "the sum over ranks", captured=True)
+
+        return self._update(backend, carry, summed(carry[0]), number, total, hyperparameters, summed)
 
     # ---- sums in the order of blocks ----------------------------------------------------------------------------
 
@@ -286,6 +319,10 @@ class RankedStep:
             return _folded(tree, dict(zip(every, vectors, strict=True)))
 
         return ranks.all_reduce_ordered(self.backend, own, [len(some) for some in nodes], combine)
+
+
+def _all_reduce(ranks: Communicator, tail: int, backend: Backend, vector: Array) -> Array:
+    return ranks.all_reduce(backend, vector, tail=tail)
 
 
 def check_network(ranks: Communicator, layout: Layout) -> None:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 0.8
 """The share of the time limit after which a rank that does not go on is given up: then all have to end."""
+MOST = 10.0
+"""Time limits that may pass until all ranks have come to `connect`, or while data are sent and all ranks answer."""
 END = "the end of its program"
 
 
@@ -81,6 +83,9 @@ def judge(watch: Watch, now: float, doing: Doing) -> Failure | None:
             )
         if text:
             return Failure(rank, f"{name} {text}", watch.rank, True)
+    if doing.at == "sends" and now - begun > MOST * watch.timeout + late:
+        text = f"all answer, but for {now - begun:.0f} s MPI has not brought {doing.what} to its end"
+        return Failure(watch.rank, f"{watch.names[watch.rank]} hangs: {text}", watch.rank, True)
     return None
 
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.distributed.verdict import END, PATIENCE, Doing, Failure, judge, process_state
+from bpnet.distributed.verdict import END, MOST, PATIENCE, Doing, Failure, judge, process_state
 from bpnet.errors import RankError
 
 PERIOD = 0.25
@@ -34,8 +34,6 @@ SPUN = 0.2
 """Seconds for which a rank that waits does not sleep."""
 GRACE = 0.1
 """The share of the time limit that a rank waits for others to end, when it ends by an error; a second at least."""
-CONNECTED = 10.0
-"""Time limits until all ranks must have come to `connect`."""
 LONGEST = 1000
 """Most characters of a text that is sent."""
 
@@ -96,7 +94,7 @@ class Watch:
 
         Then they do what may block, and say `met`.
         """
-        self._raise()
+        self.check()
         number = self.doing.number + 1
         self.doing = Doing(number, "waits", what, monotonic())
         agreed = self.agreed
@@ -108,7 +106,7 @@ class Watch:
             if waited < SPUN:
                 _give_way()
             else:
-                self._raise()
+                self.check()
                 sleep(0.0005)
         self.doing = Doing(number, "sends", what, monotonic())
         if agreed[0] != -agreed[1] or agreed[2] != -agreed[3]:
@@ -139,8 +137,8 @@ class Watch:
         error.on_all_ranks = True  # type: ignore[attr-defined]
         raise error
 
-    def _raise(self) -> None:
-        """Raise where somebody has failed."""
+    def check(self) -> None:
+        """Raise where a rank has failed."""
         if (failure := self.failure) is not None:
             self.raised = True
             raise RankError(failure.text)
@@ -399,7 +397,7 @@ def speaks(error: BaseException) -> bool:
 @contextmanager
 def connecting(timeout: float) -> Iterator[None]:
     """Until all are connected, the others can only be waited for: this long, since some may start late."""
-    limit = CONNECTED * timeout
+    limit = MOST * timeout
     names = "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"
     rank = int(next((os.environ[name] for name in names if name in os.environ), "0"))
 

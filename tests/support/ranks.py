@@ -13,6 +13,7 @@ One start of mpiexec takes half a second and more: put many cases into one.
 import inspect
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -20,19 +21,19 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
 
-from bpnet.distributed import MPI
 from bpnet.distributed.base import Communicator
+from bpnet.distributed.verdict import process_state
 from bpnet.errors import RankError
 from support.children import environment
 
@@ -67,15 +68,28 @@ class Ended:
     seconds: float
     values: dict[int, Any] = field(default_factory=dict)
     """What the function gave, by rank, of those that came to its end."""
+    at: float = 0.0
+    """When, as `time.time` tells it."""
     left: list[int] = field(default_factory=list)
     """Processes that were still there when mpiexec had ended."""
 
 
 class Run:
-    """`mpiexec -n COUNT` with a function or a program in every rank, at work until `end`."""
+    """`mpiexec -n COUNT` with a function or a program in every rank, at work until `end`.
 
-    def __init__(self, count: int, work: Callable[..., Any] | str, *args: Any, env: dict[str, str] | None = None):
-        command = [mpiexec(), "-n", str(count), sys.executable]
+    `options` are those of `bp.distributed.MPI` for a function, and `launcher` stands for mpiexec and its arguments.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        work: Callable[..., Any] | str,
+        *args: Any,
+        env: dict[str, str] | None = None,
+        launcher: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        command = [*(launcher or (mpiexec(), "-n", str(count))), sys.executable]
         self.folder = Path(tempfile.mkdtemp(prefix="bpnet-ranks-"))
         if isinstance(work, str):
             program = self.folder / "program.py"
@@ -83,9 +97,9 @@ class Run:
             command += [str(program), *map(str, args)]
         else:
             task = self.folder / "task"
-            task.write_bytes(pickle.dumps((inspect.getfile(work), work.__name__, args)))
-            command += [__file__, str(task)]
-        self.begun = time.monotonic()
+            task.write_bytes(pickle.dumps((inspect.getfile(work), work.__name__, args, options)))
+            command += [str(Path(__file__).with_name("rank.py")), str(task)]
+        self.begun, self.begun_at = time.monotonic(), time.time()
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -97,49 +111,61 @@ class Run:
         )
 
     def processes(self) -> dict[int, int]:
-        """The process numbers of ranks that have begun, by rank."""
-        return {int(path.suffix[1:]): int(path.read_text()) for path in self.folder.glob("process.*")}
+        """The process numbers of ranks that have begun, by rank; on Linux."""
+        found = {}
+        for number, text in self._family():
+            if rank := re.search(r"\0(?:PMI_RANK|OMPI_COMM_WORLD_RANK)=(\d+)", text):
+                found[int(rank[1])] = number
+        return found
+
+    def _family(self) -> list[tuple[int, str]]:
+        """The processes of this run that are alive, each with its environment."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):  # it has just ended, or is another user's
+                text = path.read_bytes().decode(errors="replace")
+                if f"BPNET_RANKS={self.folder}\0" in text and process_state(int(path.parent.name)) != "gone":
+                    found.append((int(path.parent.name), text))
+        return found
 
     def end(self, timeout: float) -> Ended:
         """Wait for the end; where it does not come in so many seconds, kill all and fail."""
+        hangs, out, err = False, "", ""
         try:
             out, err = self.process.communicate(timeout=timeout)
-            seconds = time.monotonic() - self.begun
-            hangs = False
         except subprocess.TimeoutExpired:
             hangs = True
-        left = [number for number in self.processes().values() if _lives(number)]
-        for number in [*left, *[-self.process.pid] * hangs]:
+        seconds = time.monotonic() - self.begun
+        while not hangs and self._family() and time.monotonic() < self.begun + seconds + 1.0:
+            time.sleep(0.02)
+        left = [number for number, _ in self._family()]
+        for number in left:
             with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)  # a negative number is that of a group
+                os.kill(number, signal.SIGKILL)
         if hangs:
             out, err = self.process.communicate()
-            shutil.rmtree(self.folder, ignore_errors=True)
-            pytest.fail(
-                f"{' '.join(map(str, self.process.args))} hangs after {timeout} s:\n{out[-3000:]}\n{err[-3000:]}"
-            )
         values = {int(p.suffix[1:]): pickle.loads(p.read_bytes()) for p in self.folder.glob("value.*")}
         shutil.rmtree(self.folder, ignore_errors=True)
-        return Ended(self.process.returncode, out, err, seconds, values, left)
-
-
-def _lives(number: int) -> bool:
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        if hangs:
+            command = " ".join(map(str, self.process.args))
+            pytest.fail(f"{command} hangs after {timeout} s:\n{out[-3000:]}\n{err[-3000:]}")
+        return Ended(self.process.returncode, out, err, seconds, values, self.begun_at + seconds, left)
 
 
 def ranks(
-    count: int, work: Callable[..., Any] | str, *args: Any, env: dict[str, str] | None = None, timeout: float = 100.0
+    count: int,
+    work: Callable[..., Any] | str,
+    *args: Any,
+    env: dict[str, str] | None = None,
+    timeout: float = 100.0,
+    **options: Any,
 ) -> list[Any]:
     """What `work(communicator, *args)` gives in each of so many MPI processes, by rank.
 
     `work` is a function of a module's own, or a program, of which the value is what it printed (rank by rank is not
     told apart).  Fails where the run fails, prints to standard error, or takes longer than `timeout` seconds.
     """
-    ended = Run(count, work, *args, env=env).end(timeout)
+    ended = Run(count, work, *args, env=env, **options).end(timeout)
     assert ended.code == 0, f"mpiexec ended with {ended.code}:\n{ended.out[-3000:]}\n{ended.err[-6000:]}"
     assert not ended.left
     return [ended.out] if isinstance(work, str) else [ended.values[rank] for rank in range(count)]
@@ -231,24 +257,3 @@ def threads(count: int, work: Callable[..., Any], *args: Any, rows: str = "same"
     if meeting.failure is not None:
         raise meeting.failure[1]
     return values
-
-
-def main(task: str) -> None:
-    """In a rank: do what `ranks` was given."""
-    file, name, args = pickle.loads(Path(task).read_bytes())
-    spec = spec_from_file_location(Path(file).stem, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    communicator = MPI().connect()
-    folder = Path(task).parent
-    (folder / f"process.{communicator.rank}").write_text(str(os.getpid()))
-    value = getattr(module, name)(communicator, *args)
-    (folder / f"value.{communicator.rank}").write_bytes(pickle.dumps(value))
-    communicator.close()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -1,116 +1,160 @@
-"""The order in which an epoch takes the rows of a stream, drawn window by window.
+"""The order in which an epoch takes the rows of a stream: batches, and windows of several of them.
 
 A window is what lies in memory at a time.  Its rows are read in pieces, and taken in an order of their own.
 """
 
-import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class Window(NamedTuple):
-    """Some consecutive rows of an order: start ... stop - 1 of it, counted from its beginning.
+    """Some batches that follow each other.
 
-    `pieces` are what is to be read, (first, last + 1) in the source, one after the other; `rows` then are the places
-    of the rows in what has been read, in their order (None: as they lie).
+    `pieces` are the rows to read, one after the other: a list of (first, last + 1), or numbers that ascend.  `rows`
+    are the places in what has been read of the rows in their order; None: as they lie.  `batches` has of each batch
+    its number, and where it begins and ends in that.
     """
 
-    start: int
-    stop: int
-    pieces: Sequence[tuple[int, int]]
+    pieces: Any
     rows: Any
+    batches: Sequence[tuple[int, int, int]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Order:
-    """Rows start ... stop - 1 of an epoch's order, in windows of `capacity` rows, counted from the epoch's start.
+    """Rows in their order, here as they lie from the row `base` on.
 
-    This is the order of the rows as they lie.
+    `cuts` are the borders of batches, from 0 on; a window is `together` of them.  Of all batches those from `first` on
+    up to `last` are asked for, which is the slice that this is.
     """
 
-    count: int
-    capacity: int
-    start: int = 0
-    stop: int = -1
+    cuts: Any
+    together: int
+    base: int = 0
+    first: int = 0
+    last: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.stop < 0:
-            object.__setattr__(self, "stop", self.count)
+    @property
+    def stop(self) -> int:
+        return len(self.cuts) - 1 if self.last is None else self.last
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return int(self.cuts[self.stop] - self.cuts[self.first])
 
     def __getitem__(self, part: slice) -> "Order":
-        start, stop, step = part.indices(len(self))
-        assert step == 1
-        return replace(self, start=self.start + start, stop=self.start + max(start, stop))
+        start, stop, _ = part.indices(len(self))
+        begin = self.cuts[self.first]
+        first, last = (int(np.searchsorted(self.cuts, begin + at)) for at in (start, max(start, stop)))
+        return replace(self, first=first, last=last)
+
+    @cached_property
+    def capacity(self) -> int:
+        """The most rows of a window."""
+        borders = self.cuts[np.minimum(np.arange(0, len(self.cuts) + self.together, self.together), len(self.cuts) - 1)]
+        return max(1, int(np.diff(borders).max()))
 
     def windows(self) -> Iterator[Window]:
-        """What comes one after the other, from the window in which it starts."""
-        for start in range(self.start - self.start % self.capacity, self.stop, self.capacity):
-            yield self.window(start, min(start + self.capacity, self.count))
+        """Those that have the batches, in their order."""
+        for number in range(self.first // self.together, -(-self.stop // self.together)):
+            first = number * self.together
+            last = min(first + self.together, len(self.cuts) - 1)
+            start = int(self.cuts[first])
+            pieces, rows = self.window(number, start, int(self.cuts[last]))
+            here = range(max(first, self.first), min(last, self.stop))
+            yield Window(pieces, rows, [(i, int(self.cuts[i]) - start, int(self.cuts[i + 1]) - start) for i in here])
 
-    def window(self, start: int, stop: int) -> Window:
-        """Rows start ... stop - 1."""
-        return Window(start, stop, [(start, stop)], None)
+    def window(self, number: int, start: int, stop: int) -> tuple[Any, Any]:
+        """Pieces and rows of a window, which has rows start ... stop - 1 of the order."""
+        return [(self.base + start, self.base + stop)] if stop > start else [], None
 
     def rows(self) -> Any:
-        """Their numbers in the source: so many numbers in memory."""
-        found = []
-        for start, stop, pieces, rows in self.windows():
-            some = np.concatenate([np.arange(*piece) for piece in pieces])
+        """The numbers of the rows in the source: so many numbers in memory."""
+        found = [np.empty(0, np.int64)]
+        for pieces, rows, batches in self.windows():
+            some = np.concatenate([np.arange(*p) for p in pieces]) if isinstance(pieces, list) else pieces
             some = some if rows is None else some[rows]
-            found.append(some[max(self.start - start, 0) : min(self.stop, stop) - start])
+            found.append(some[batches[0][1] : batches[-1][2]])
         return np.concatenate(found)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Listed(Order):
     """An order that is written down, row by row."""
 
     numbers: Any = None
 
-    def window(self, start: int, stop: int) -> Window:
-        distinct, rows = np.unique(self.numbers[start:stop], return_inverse=True)
-        ends = np.flatnonzero(np.diff(distinct) != 1) + 1
-        firsts, lasts = distinct[np.r_[0, ends]], distinct[np.r_[ends - 1, len(distinct) - 1]] + 1
-        pieces = list(zip(firsts.tolist(), lasts.tolist(), strict=True))
-        return Window(start, stop, pieces, rows.astype(np.int32))
+    def window(self, number: int, start: int, stop: int) -> tuple[Any, Any]:
+        distinct, places = np.unique(self.numbers[start:stop], return_inverse=True)
+        return distinct, places.astype(np.int32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shuffled(Order):
     """Blocks of rows in random order, and the rows of each window, as many blocks as it holds, in random order.
 
-    How far that is from a permutation of all rows: a row is anywhere in the epoch with the same probability, but those
-    of a block come within one window, or two that follow each other.  `borders` are those of the blocks.
+    The blocks in their order are cut into lanes.  A batch has as many rows of each, in the order of the lanes, and a
+    window's rows change places within their lane.  Those of the lanes that are `mine`, first and last + 1, are here.
     """
 
+    whole: Any = None
+    """Borders of the batches of all lanes."""
     borders: Any = None
+    """Those of the blocks."""
+    lanes: int = 1
+    mine: tuple[int, int] = (0, 1)
     seed: int = 0
     epoch: int = 0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    @cached_property
+    def drawn(self) -> tuple[Any, Any]:
+        """The blocks in their order, and where each begins in it."""
         blocks = _rng(self.seed, self.epoch, 0).permutation(len(self.borders) - 1)
-        sizes = np.diff(self.borders)[blocks]
-        object.__setattr__(self, "_drawn", (blocks, np.r_[0, np.cumsum(sizes)]))
+        return blocks, np.r_[0, np.cumsum(np.diff(self.borders)[blocks])]
 
-    def window(self, start: int, stop: int) -> Window:
-        blocks, starts = self._drawn  # type: ignore[attr-defined]
-        at, pieces = start, []
-        i = bisect.bisect_right(starts, start) - 1
-        while at < stop:
-            first, end = int(self.borders[blocks[i]]), min(stop, int(starts[i + 1]))
-            pieces.append((first + at - int(starts[i]), first + end - int(starts[i])))
-            at, i = end, i + 1
-        rows = _rng(self.seed, self.epoch, 1 + start // self.capacity).permutation(
-            np.arange(stop - start, dtype=np.int32)
-        )
-        return Window(start, stop, sorted(pieces), rows)
+    def window(self, number: int, start: int, stop: int) -> tuple[Any, Any]:
+        first = number * self.together
+        last = min(first + self.together, len(self.whole) - 1)
+        pieces: list[tuple[int, int]] = []
+        places, of = [], []
+        at = 0
+        sizes = np.diff(self.whole)
+        for lane in range(*self.mine):
+            begin, each = int(np.sum(sizes * lane // self.lanes)), part_of(sizes, (lane, lane + 1), self.lanes)
+            begin += int(np.sum(each[:first]))
+            here = each[first:last]
+            size = int(np.sum(here))
+            pieces += sorted(self._pieces(begin, begin + size))
+            rng = _rng(self.seed, self.epoch, 1 + number, lane)
+            places.append(rng.permutation(np.arange(at, at + size, dtype=np.int32)))
+            of.append(np.repeat(np.arange(last - first), here))
+            at += size
+        if len(places) == 1:
+            return pieces, places[0]
+        return pieces, np.concatenate(places)[np.argsort(np.concatenate(of), kind="stable")]
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Rows start ... stop - 1 of the blocks in their order, as the source has them."""
+        blocks, starts = self.drawn
+        i = int(np.searchsorted(starts, start, side="right")) - 1
+        while start < stop:
+            offset, end = int(self.borders[blocks[i]]) - int(starts[i]), min(stop, int(starts[i + 1]))
+            if end > start:
+                yield offset + start, offset + end
+            start, i = end, i + 1
+
+
+def part_of(sizes: Any, mine: tuple[int, int], lanes: int) -> Any:
+    """How many rows of batches of these sizes are of the lanes mine[0] ... mine[1] - 1."""
+    return sizes * mine[1] // lanes - sizes * mine[0] // lanes
+
+
+def cuts_of(count: int, size: Any) -> Any:
+    """The borders of batches of `size` rows; or they themselves."""
+    return np.r_[np.arange(0, count, size), count] if isinstance(size, int) else np.asarray(size)
 
 
 def _rng(*key: int) -> Any:

@@ -33,7 +33,17 @@ def prepare_stream(
     if targets and not stream.has_y:
         raise ArgumentError(f"{x_name} is a stream without targets: pass them as y to bp.data.stream")
     head = stream.arranged(stream.source.read(0, 1))
+    head["x"] = _as_type(head["x"], stream.dtype)
     if not targets:
         head = {"x": head["x"]}
     template = prepare(head, network, loss, expected, device=device, threads=threads, values=False)
     return StreamLoader(stream, template, loss, threads, values)
+
+
+def _as_type(x: Any, dtype: str | None) -> Any:
+    """Arrays of floats in that type."""
+    if isinstance(x, dict):
+        return {name: _as_type(a, dtype) for name, a in x.items()}
+    if isinstance(x, tuple):
+        return tuple(_as_type(a, dtype) for a in x)
+    return x.astype(dtype) if dtype is not None and x.dtype.kind == "f" else x

@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from bpnet.data.streams.sources import Chain, Field, FileState, Into, Source, usable
+from bpnet.data.streams.sources import Chain, Field, FileState, Into, Source, gather, usable
 from bpnet.errors import ArgumentError, DTypeError, FileFormatError, PathError, ShapeError, path_error
+
+SEEK = 2**13
+"""Bytes that can be read in the time that another call takes."""
 
 
 class RawRows(Source):
@@ -65,6 +68,24 @@ class RawRows(Source):
                 return [np.ndarray((rows, *self.shape), self.dtype, memory, 0, self.strides)]
         except OSError as error:
             raise path_error(f"{self.name} can't be read", error) from error
+
+    def gather(self, rows: Any) -> Any:
+        """Each run of rows by a call of its own, with what is between where that is little."""
+        size = self.strides[0]
+        if not self.plain or len(rows) * SEEK >= (int(rows[-1]) - int(rows[0])) * size:  # to read all takes no longer
+            return gather(self, rows, max(1, SEEK // size))
+        self.state.check()
+        out = np.empty((len(rows), *self.shape), self.dtype)
+        ends = np.r_[np.flatnonzero(np.diff(rows) != 1) + 1, len(rows)]
+        try:
+            with open(self.state.path, "rb", buffering=0) as file:
+                at = 0
+                for end in ends.tolist():
+                    self._fill(file, self.offset + int(rows[at]) * size, out[at:end])
+                    at = end
+        except OSError as error:
+            raise path_error(f"{self.name} can't be read", error) from error
+        return [out]
 
     def _fill(self, file: Any, offset: int, out: Any) -> None:
         """Read the bytes of a contiguous array."""

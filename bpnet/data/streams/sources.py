@@ -8,12 +8,21 @@ import bisect
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bpnet.errors import ArrayMismatchError, DataError, PathError, ShapeError, kind_of, path_error, plural
+from bpnet.errors import (
+    ArgumentError,
+    ArrayMismatchError,
+    DataError,
+    PathError,
+    ShapeError,
+    kind_of,
+    path_error,
+    plural,
+)
 
 CHUNK = 2**22
 """Bytes that are read, checked and converted at a time: what a processor's cache holds."""
@@ -39,6 +48,7 @@ class Source:
     borders : row numbers 0 ... count at which reading may begin cheaply, as those of row groups; None: anywhere.  Rows
         between two of them are read in their order, by one thread at a time
     grain : rows that are best read together, such as those of a chunk
+    constant : whether every reading gives the same, so that it can be kept, and rows can be read in any order
     name : what errors call it
     """
 
@@ -46,6 +56,7 @@ class Source:
     fields: tuple[Field, ...]
     borders: Sequence[int] | None = None
     grain: int = 1
+    constant: bool = True
     name: str = "the source"
 
     def read(self, start: int, stop: int, into: Into = ()) -> Sequence[Any]:
@@ -215,7 +226,8 @@ class Slices(Source):
 
     def __init__(self, what: str, rows: Any) -> None:
         self.rows, self.name = rows, what
-        self.count = len(rows)
+        shape = getattr(rows, "shape", None)
+        self.count = int(shape[0]) if shape else len(rows)  # Zarr's arrays have no length
         # one thread at a time, since nobody says of any object that it can be read by several
         self.lock = threading.Lock()
         if self.count == 0:
@@ -230,7 +242,13 @@ class Slices(Source):
 
     def _slice(self, start: int, stop: int) -> Any:
         with self.lock:
-            found = as_numpy(self.rows[start:stop], self.name)
+            try:
+                some = self.rows[start:stop]
+            except (TypeError, KeyError) as error:
+                raise ArgumentError(f"{self.name} is {kind_of(self.rows)}, which can't be sliced: {error}") from error
+            except Exception as error:  # whatever the library says of what is damaged
+                raise DataError(f"{self.name}: rows {start:,} ... {stop - 1:,} can't be read: {error}") from error
+            found = as_numpy(some, self.name)
         if found.ndim == 0 or found.shape[0] != stop - start:
             rows = plural(found.shape[0], "row") if found.ndim else "one number"
             raise DataError(f"{self.name}[{start}:{stop}] gave {rows}; expected {stop - start}")
@@ -281,14 +299,25 @@ class Passes:
 class Batches(Source):
     """An iterable of batches, or a function that gives an iterator of them: read from its start, again and again."""
 
+    constant = False
+
     def __init__(self, what: str, batches: Any, count: int | None) -> None:
         self.name, self.batches = what, batches
         self.passes = Passes()
+        self.names: Any = None
+        """Of several arrays of x: their names, or how many there are."""
+        self.size = 0
+        """Whether a batch is x, (x, y) or (x, y, weight)."""
         rows = 0
         for i, batch in enumerate(self._iterate()):
+            if i == 0:
+                self.size = len(batch) if isinstance(batch, tuple | list) else 1
+                x = batch[0] if isinstance(batch, tuple | list) and batch else batch
+                self.names = tuple(x) if isinstance(x, dict) else len(x) if isinstance(x, tuple | list) else None
+                if not 1 <= self.size <= 3:
+                    raise ShapeError(f"a batch has {plural(self.size, 'part')}; expected (x, y) or (x, y, weight)")
             arrays = self._arrays(batch, i, rows)
             if i == 0:
-                self.parts = len(arrays)
                 self.fields = tuple(Field(a.shape[1:], a.dtype) for a in arrays)
             rows += arrays[0].shape[0]
             if count is not None:
@@ -300,55 +329,69 @@ class Batches(Source):
 
     def _iterate(self) -> Iterator[Any]:
         made: Any = self.batches() if callable(self.batches) else self.batches
-        found: Iterator[Any] = iter(made)
+        try:
+            found: Iterator[Any] = iter(made)
+        except TypeError:
+            raise ArgumentError(
+                f"{self.name} gave something {kind_of(made)}; expected an iterator of batches"
+            ) from None
         if found is made and not callable(self.batches):
-            raise ArrayMismatchError(
-                f"{self.name} is {kind_of(made)}, which can be gone through once: pass a function that gives one, such "
-                "as a generator function, since every epoch goes through all rows"
+            raise ArgumentError(
+                f"{self.name} is {kind_of(made)}, which can be gone through once, but every epoch goes through all "
+                "rows: pass a function that gives one, such as a generator function"
             )
         return found
 
     def _arrays(self, batch: Any, i: int, row: int) -> list[Any]:
         """The arrays of a batch, of as many rows each."""
-        parts: Iterable[Any] = batch if isinstance(batch, tuple | list) else (batch,)
-        flat: list[Any] = []
-        for part in parts:
-            flat += part.values() if isinstance(part, dict) else part if isinstance(part, tuple) else (part,)
-        arrays = [as_numpy(part, f"batch {i} of {self.name}") for part in flat if part is not None]
-        rows = {a.shape[0] if a.ndim else None for a in arrays}
-        if len(rows) != 1 or None in rows:
-            raise ShapeError(f"the arrays of batch {i} of {self.name}, from row {row} on, have not as many rows each")
-        if i and [a.shape[1:] for a in arrays] != [field.shape for field in self.fields]:
+        what = f"batch {i} of {self.name}, from row {row:,} on,"
+        parts = list(batch) if isinstance(batch, tuple | list) else [batch]
+        if len(parts) != self.size:
+            raise ShapeError(f"{what} has {plural(len(parts), 'part')}, but the first one {self.size}")
+        x = parts[0]
+        if isinstance(self.names, tuple):
+            if not isinstance(x, dict) or set(x) != set(self.names):
+                raise ShapeError(f"{what} has not the inputs of the first: {', '.join(map(str, self.names))}")
+            parts[:1] = [x[name] for name in self.names]
+        elif self.names is not None:
+            parts[:1] = list(x)
+        arrays = [as_numpy(part, what) for part in parts]
+        if len({a.shape[0] if a.ndim else None for a in arrays} - {None}) != 1 or not all(a.ndim for a in arrays):
             raise ShapeError(
-                f"batch {i} of {self.name}, from row {row} on, has rows of {[a.shape[1:] for a in arrays]}, but the "
-                f"first has {[field.shape for field in self.fields]}"
+                f"{what} has arrays of {' and '.join(str(a.shape) for a in arrays)}; expected as many rows"
             )
+        if i and [a.shape[1:] for a in arrays] != [field.shape for field in self.fields]:
+            own, first = (
+                [str(shape) for shape in some]
+                for some in ([a.shape[1:] for a in arrays], [field.shape for field in self.fields])
+            )
+            raise ShapeError(f"{what} has rows of {', '.join(own)}, but the first one of {', '.join(first)}")
         return arrays
 
     def read(self, start: int, stop: int, into: Into = ()) -> Sequence[Any]:
-        found = self.passes.take(start, stop)
+        found = self.passes.take(start, stop) if start else self.passes.take(None, stop)
         left: Any = None
         try:
             number, iterator, rest = found or (0, self._iterate(), [])
             at, parts = start if found else 0, []
             while at < stop:
                 if not rest or rest[0].shape[0] == 0:
-                    try:
-                        rest = self._arrays(next(iterator), number, at)
-                    except StopIteration:
-                        raise DataError(
-                            f"{self.name} ended after {plural(at, 'row')}; its first pass had {self.count:,}"
-                        ) from None
-                    number += 1
+                    rest, number = self._arrays(self._next(iterator, number, at), number, at), number + 1
                 size, before = rest[0].shape[0], max(start - at, 0)
                 end = min(size, stop - at)
                 if before < end:
                     parts.append([a[before:end] for a in rest])
                 rest, at = [a[end:] for a in rest], at + end
-            left = number, iterator, rest
+            left = (number, iterator, rest) if stop < self.count else None
         finally:
             self.passes.leave(stop, left)
         return parts[0] if len(parts) == 1 else [np.concatenate(some) for some in zip(*parts, strict=True)]
+
+    def _next(self, iterator: Iterator[Any], number: int, at: int) -> Any:
+        try:
+            return next(iterator)
+        except StopIteration:
+            raise DataError(f"{self.name} ended after {plural(at, 'row')}; expected {self.count:,}") from None
 
 
 def as_numpy(value: Any, what: str) -> Any:

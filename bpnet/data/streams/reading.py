@@ -1,0 +1,160 @@
+"""Windows of a stream's rows, which threads read, check and convert while others are computed with."""
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from bpnet.data.streams.conversion import Conversion
+from bpnet.data.streams.order import Order, Window, cuts_of
+from bpnet.data.streams.sources import CHUNK
+from bpnet.data.streams.stream import Stream
+from bpnet.errors import DataError
+
+SMALL = 2**16
+"""Bytes of a piece below which those of a task are gathered, checked and converted as one."""
+
+
+class Slot:
+    """Memory for the rows of a window: an array for each of x, y and the weight; and which of its rows are bad."""
+
+    def __init__(self, like: Sequence[Any], rows: int) -> None:
+        self.arrays = [np.empty((rows, *a.shape[1:]), a.dtype) for a in like]
+        self.rows = rows
+        self.bad: list[Any] = []
+        """Places of rows that can't be used, chunk by chunk."""
+
+    def good(self) -> Any:
+        """Whether each row can be used; None: all can."""
+        if not self.bad:
+            return None
+        found = np.ones(self.rows, bool)
+        found[np.concatenate(self.bad)] = False
+        return found
+
+
+class Reader:
+    """Reads the rows of a stream window by window, each into a slot, which is another window's later."""
+
+    def __init__(self, stream: Stream, conversion: Conversion) -> None:
+        self.stream, self.source, self.convert = stream, stream.source, conversion
+        self.row_bytes = max(1, sum(a.nbytes for a in conversion.templates))
+        self.chunk = max(1, CHUNK // self.row_bytes)
+        """Rows that are read, checked and converted at a time."""
+        self.whole: Slot | None = None
+        self.free: list[Slot] = []
+        self.lock = threading.Lock()
+
+    def windows(self, order: Order) -> Iterator[tuple[Window, Slot]]:
+        """Windows of the order, read ahead; the slot of one is another's once the next is asked for."""
+        with self.lock:
+            slots, self.free = [slot for slot in self.free if slot.rows == order.capacity], []
+        while len(slots) < min(1 + self.stream.read_ahead, -(-len(order) // order.capacity) or 1):
+            slots.append(Slot(self.convert.templates, order.capacity))
+        pool = ThreadPoolExecutor(self.stream.threads, "bpnet-stream")
+        try:
+            todo = order.windows()
+            pending = deque(self._begun(pool, window, slot) for slot, window in zip(slots, todo, strict=False))
+            while pending:
+                window, slot, futures = pending.popleft()
+                for future in futures:
+                    future.result()
+                yield window, slot
+                pending.extend(self._begun(pool, window, slot) for window in islice(todo, 1))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            with self.lock:
+                self.free = slots
+
+    def all(self) -> Slot:
+        """All rows in memory, as they lie."""
+        with self.lock:
+            if self.whole is None:
+                slot = Slot(self.convert.templates, self.source.count)
+                (window,) = Order(cuts_of(slot.rows, slot.rows), 1).windows()
+                pool = ThreadPoolExecutor(self.stream.threads, "bpnet-stream")
+                try:
+                    for future in self._begun(pool, window, slot)[2]:
+                        future.result()
+                finally:
+                    pool.shutdown(wait=True, cancel_futures=True)
+                self.whole = slot
+        return self.whole
+
+    def _begun(self, pool: ThreadPoolExecutor, window: Window, slot: Slot) -> tuple[Window, Slot, list[Future[Any]]]:
+        """Have a window read; tasks begin in the order of the rows."""
+        slot.bad = []
+        tasks = self._scattered(window.pieces) if isinstance(window.pieces, np.ndarray) else self._tasks(window.pieces)
+        return window, slot, [pool.submit(self._read, slot, *task) for task in tasks]
+
+    def _scattered(self, numbers: Any) -> Iterator[tuple[int, Any]]:
+        """(place in the window, numbers of rows) of what one thread gathers."""
+        for start in range(0, len(numbers), self.chunk):
+            yield start, numbers[start : start + self.chunk]
+
+    def _tasks(self, pieces: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Any]]:
+        """(place in the window, pieces) of what one thread reads without a break: a chunk, or what borders hold."""
+        task: list[tuple[int, int]] = []
+        begin = at = size = 0
+        for start, stop in pieces:
+            step = self.chunk if self.source.borders is None else stop - start
+            for first in range(start, stop, step):
+                last = min(first + step, stop)
+                if task and size + last - first > self.chunk:
+                    yield begin, task
+                    task, begin, size = [], at, 0
+                task.append((first, last))
+                at, size = at + last - first, size + last - first
+        if task:
+            yield begin, task
+
+    def _read(self, slot: Slot, at: int, pieces: Any) -> None:
+        """Rows of the source to their places from `at` on."""
+        with np.errstate(all="ignore"):
+            if isinstance(pieces, list):
+                rows = sum(stop - start for start, stop in pieces)
+                if len(pieces) == 1 or rows > self.chunk or rows * self.row_bytes >= SMALL * len(pieces):
+                    for start, stop in pieces:
+                        for first in range(start, stop, self.chunk):
+                            last = min(first + self.chunk, stop)
+                            into = self._into(slot, at, last - first)
+                            self._store(slot, at, self.source.read(first, last, into), range(first, last))
+                            at += last - first
+                    return
+                pieces = np.concatenate([np.arange(*piece) for piece in pieces])
+            if (np.diff(pieces) > 0).all():
+                found = self.source.gather(pieces)
+            else:
+                numbers, back = np.unique(pieces, return_inverse=True)
+                found = [a[back] for a in self.source.gather(numbers)]
+            self._store(slot, at, found, pieces)
+
+    def _into(self, slot: Slot, at: int, rows: int) -> list[Any]:
+        """For each field the part of the slot's array that it can be read into, or None."""
+        into: list[Any] = [None] * len(self.source.fields)
+        for array, place in zip(slot.arrays, self.convert.places, strict=False):
+            here = array[at : at + rows]
+            if here.shape[1:] == self.source.fields[place].shape:
+                into[place] = here
+        return into
+
+    def _store(self, slot: Slot, at: int, given: Sequence[Any], numbers: Any) -> None:
+        """Rows of these numbers, checked and converted, to their places."""
+        convert = self.convert
+        try:
+            arrays = convert(given)
+        except DataError:
+            if self.stream.bad_rows == "error":
+                first = convert.first_bad(given)
+                raise convert.error(given, first, int(numbers[first])) from None
+            bad = convert.bad(given)
+            slot.bad.append(at + bad)
+            arrays = convert(given, False)
+        for out, array in zip(slot.arrays, arrays, strict=True):
+            here = out[at : at + len(numbers)]
+            if array.__array_interface__["data"] != here.__array_interface__["data"] or array.shape != here.shape:
+                here[...] = array

@@ -1,0 +1,402 @@
+"""Data larger than memory: the same training as from arrays, bounded windows, and errors that name the file and row."""
+
+import itertools
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bpnet as bp
+from bpnet.data.streams.order import Shuffled, cuts_of
+
+ROWS = 700
+SMALL = {"buffer": 2**13, "block": 30}
+"""A window has few of the rows, so that streams go through many."""
+NET = bp.Sequential(bp.Dense(6, "relu"), bp.Dense(3))
+
+
+def data(rows: int = ROWS, dtype: str = "float32") -> tuple[Any, Any, Any]:
+    rng = np.random.default_rng(3)
+    x, y = rng.standard_normal((rows, 4)).astype(dtype), rng.integers(0, 3, rows)
+    return x, y, rng.random(rows).astype("float32")
+
+
+def trainer(net: Any = NET, **options: Any) -> bp.Trainer:
+    return bp.Trainer(net, "cross_entropy", bp.Adam(0.02), compile=False, **options)
+
+
+def fitted(*data: Any, **options: Any) -> bp.Trainer:
+    made = trainer()
+    made.fit(*data, **{"epochs": 2, "batch_size": 32, "progress": False} | options)
+    return made
+
+
+def same(one: bp.Trainer, other: bp.Trainer) -> None:
+    np.testing.assert_array_equal(one.theta, other.theta)
+    assert [{**r, "seconds": 0} for r in one.history] == [{**r, "seconds": 0} for r in other.history]
+
+
+def saved(folder: Path, **arrays: Any) -> dict[str, str]:
+    paths = {name: str(folder / f"{name}.npy") for name in arrays}
+    for name, array in arrays.items():
+        np.save(paths[name], array)
+    return paths
+
+
+# ---- where rows come from -------------------------------------------------------------------------------------------
+
+
+def npy(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    paths = saved(folder, x=x, y=y, w=w)
+    return paths["x"], {"y": paths["y"], "sample_weight": paths["w"]}
+
+
+def folder_of_npy(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    for name, array in {"x": x, "y": y}.items():
+        (folder / name).mkdir()
+        for i, part in enumerate(np.array_split(array, 4)):
+            np.save(folder / name / f"{i}.npy", part)
+    return folder / "x", {"y": folder / "y", "sample_weight": w}
+
+
+def memmap(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    wide = saved(folder, wide=np.concatenate([np.zeros_like(x), x], axis=1))["wide"]
+    return np.load(wide, mmap_mode="r")[:, 4:], {"y": y, "sample_weight": list(w)}
+
+
+def fortran(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    return saved(folder, x=np.asfortranarray(x))["x"], {"y": y, "sample_weight": w}
+
+
+def table(x: Any, y: Any, w: Any) -> Any:
+    pa = pytest.importorskip("pyarrow")
+    return pa.table({**{f"c{i}": x[:, i] for i in range(4)}, "y": y, "w": w})
+
+
+NAMES = {"y": "y", "sample_weight": "w"}
+
+
+def parquet(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    pytest.importorskip("pyarrow.parquet").write_table(table(x, y, w), folder / "t.parquet", row_group_size=90)
+    return folder / "t.parquet", NAMES
+
+
+def one_group(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    """A row group that is larger than a window."""
+    pytest.importorskip("pyarrow.parquet").write_table(table(x, y, w), folder / "t.parquet")
+    return folder / "t.parquet", NAMES
+
+
+def folder_of_arrow(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    feather, whole = pytest.importorskip("pyarrow.feather"), table(x, y, w)
+    for start, stop in itertools.pairwise((0, 100, 400, ROWS)):
+        feather.write_feather(whole.slice(start, stop - start), folder / f"{start:03}.arrow", chunksize=70)
+    return folder, NAMES
+
+
+def lists(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    pa = pytest.importorskip("pyarrow")
+    column = pa.FixedSizeListArray.from_arrays(x.reshape(-1), 4)
+    return pa.table({"x": column, "y": y, "w": w}), NAMES | {"columns": "x"}
+
+
+def data_set(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    path, names = parquet(folder, x, y, w)
+    return pytest.importorskip("pyarrow.dataset").dataset(path), names
+
+
+def hdf5(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    with pytest.importorskip("h5py").File(folder / "t.h5", "w") as file:
+        file.create_dataset("x", data=x, chunks=(50, 2), compression="gzip")
+        file["y"], file["w"] = y, w
+    return folder / "t.h5", NAMES | {"columns": "x"}
+
+
+def zarr(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    module = pytest.importorskip("zarr")
+    array = module.open_array(str(folder / "x.zarr"), mode="w", shape=x.shape, dtype=x.dtype, chunks=(40, 4))
+    array[...] = x
+    return folder / "x.zarr", {"y": y, "sample_weight": w}
+
+
+class Rows:
+    """An object with a length and slices, which give lists."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, part: slice) -> Any:
+        return self.array[part].tolist()
+
+
+def slices(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    return Rows(x.astype("float64")), {"y": Rows(y), "sample_weight": w, "dtype": "float32"}
+
+
+def batches(folder: Path, x: Any, y: Any, w: Any) -> tuple[Any, dict[str, Any]]:
+    cuts = [0, 1, 60, 60, 500, ROWS]
+    return lambda: ((x[a:b], y[a:b], w[a:b]) for a, b in itertools.pairwise(cuts)), {}
+
+
+SOURCES = [
+    npy,
+    folder_of_npy,
+    memmap,
+    fortran,
+    parquet,
+    one_group,
+    folder_of_arrow,
+    lists,
+    data_set,
+    hdf5,
+    zarr,
+    slices,
+]
+Source = Callable[..., tuple[Any, dict[str, Any]]]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_trains_as_arrays_in_memory(source: Source, tmp_path: Path) -> None:
+    """Bit for bit, where the order is exact or that of the file; in blocks on the same rows; and the same results."""
+    x, y, w = data()
+    expected = fitted(x, y, sample_weight=w)
+    given, options = source(tmp_path, x, y, w)
+    for kept in ({}, {"buffer": 2**13, "shuffle": "exact"}):  # read once, and a window at a time
+        same(fitted(bp.data.stream(given, **options, **kept)), expected)
+    rows = bp.data.stream(given, **options, **SMALL)
+    same(fitted(rows, shuffle=False), fitted(x, y, sample_weight=w, shuffle=False))
+    scores = expected.evaluate(x, y, sample_weight=w)
+    assert expected.evaluate(rows) == pytest.approx(scores, rel=1e-6)
+    np.testing.assert_allclose(expected.predict(rows), expected.predict(x), rtol=2e-6, atol=1e-6)
+    every = trainer()._prepare({"x": rows, "y": None}).order(0, 0, True, 32).rows()
+    assert sorted(every.tolist()) == list(range(ROWS))
+    assert fitted(rows).history.epochs[-1]["loss"] == pytest.approx(expected.history.epochs[-1]["loss"], rel=0.02)
+
+
+def test_batches_that_are_iterated_over(tmp_path: Path) -> None:
+    """Their rows come in their order, and in windows that are shuffled; an iterator that ends is no such thing."""
+    x, y, w = data()
+    given, _ = batches(tmp_path, x, y, w)
+    rows = bp.data.stream(given, **SMALL)
+    assert rows.count == ROWS
+    same(fitted(rows, shuffle=False), fitted(x, y, sample_weight=w, shuffle=False))
+    assert fitted(rows, shuffle=True).history.epochs[-1]["loss"] < fitted(rows, epochs=1).history.epochs[-1]["loss"]
+    some = bp.data.stream([(x[:90], y[:90]), (x[90:], y[90:])], count=100, **SMALL)
+    same(fitted(some, shuffle=False), fitted(x[:100], y[:100], shuffle=False))
+    with pytest.raises(bp.errors.ArgumentError, match=r"generator, which can be gone through once.*pass a function"):
+        bp.data.stream(given())
+    with pytest.raises(bp.errors.OptionError, match="can only be read in its own order"):
+        bp.data.stream(given, shuffle="exact")
+    with pytest.raises(bp.errors.DataError, match="ended after 700 rows; expected 800"):
+        fitted(bp.data.stream(given, count=800, **SMALL))
+
+
+def test_several_inputs_and_whole_numbers(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    x, y, _ = data()
+    codes = np.random.default_rng(0).integers(0, 5, (ROWS, 1)).astype("uint8")
+    net = bp.Sequential(
+        bp.Inputs(code=bp.Sequential(bp.Embedding(5, 2), bp.Flatten()), numbers=bp.Dense(4)), bp.Dense(3)
+    )
+    options: dict[str, Any] = {"batch_size": 32, "progress": False}
+    expected = trainer(net)
+    expected.fit({"numbers": x, "code": codes}, y, **options)
+    parquet.write_table(
+        pa.table({"a": x[:, 0], "y": y, "b": x[:, 1], "code": codes[:, 0], "c": x[:, 2], "d": x[:, 3]}),
+        tmp_path / "t.parquet", row_group_size=100,
+    )  # fmt: skip
+    exact: dict[str, Any] = {"buffer": 2**13, "shuffle": "exact"}
+    columns = {"numbers": ["a", "b", "c", "d"], "code": ["code"]}
+    for rows in (
+        bp.data.stream({"numbers": x, "code": codes}, y, **exact),
+        bp.data.stream(tmp_path / "t.parquet", "y", columns=columns, **exact),
+        bp.data.stream(lambda: [({"numbers": x, "code": codes}, y)], **SMALL),
+    ):
+        found = trainer(net)
+        found.fit(rows, shuffle=rows.shuffle == "exact", **options)
+        if rows.shuffle == "exact":
+            same(found, expected)
+    codes[500] = 7
+    with pytest.raises(bp.errors.DataError, match=r"row 500 of .*x\['code'\] has 7, but the network has entries"):
+        trainer(net).fit(bp.data.stream({"numbers": x, "code": codes}, y, **SMALL), **options)
+
+
+# ---- shuffling ------------------------------------------------------------------------------------------------------
+
+
+def drawn(rows: int, block: int, size: int, together: int, epoch: int = 0, **lanes: Any) -> Any:
+    cuts = cuts_of(rows, size)
+    borders = np.r_[np.arange(0, rows, block), rows]
+    return Shuffled(cuts, together, whole=cuts, borders=borders, seed=5, epoch=epoch, **lanes).rows()
+
+
+def test_every_row_comes_once_and_anywhere() -> None:
+    """Each place of the epoch has each row as often, as by a permutation of all: chi-squared of rows by places."""
+    rows, cells, epochs = 96, 8, 3000
+    counts = np.zeros((cells, cells))
+    for epoch in range(epochs):
+        order = drawn(rows, 6, 4, 5, epoch)
+        assert epoch % 100 or sorted(order) == list(range(rows))
+        np.add.at(counts, (order // (rows // cells), np.arange(rows) // (rows // cells)), 1)
+    expected = epochs * rows / cells**2
+    # a block of 6 rows comes nearly as one, which multiplies the variance of a cell by up to 6
+    assert ((counts - expected) ** 2 / expected).sum() / (cells - 1) ** 2 < 6 * 1.5
+    assert abs(counts / expected - 1).max() < 0.06
+
+
+def test_what_blocks_leave_of_sorted_data() -> None:
+    """A batch of sorted data has nearly the spread of one drawn from all; as many blocks as a window has are mixed."""
+    rows, size = 20_000, 100
+    values = np.arange(rows) / rows
+    spread = [values[drawn(rows, 100, size, together)].reshape(-1, size).std(axis=1).mean() for together in (1, 8, 64)]
+    alike = values[np.random.default_rng(0).permutation(rows)].reshape(-1, size).std(axis=1).mean()
+    assert spread[0] < 0.1 * alike  # windows of one block mix nothing but its rows
+    assert spread[1] > 0.88 * alike
+    assert spread[2] > 0.98 * alike
+    # within a window neighbours are as far apart as any two of its rows: no trace of the order of the file
+    order = drawn(rows, 100, size, 64)[: 64 * size]
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.04
+
+
+def test_lanes_are_what_ranks_read() -> None:
+    """The rows of a batch are those of the lanes one after the other, and a rank has the same without the others."""
+    rows, size = 1000, 64
+    whole = drawn(rows, 30, size, 4, lanes=4, mine=(0, 4))
+    assert sorted(whole) == list(range(rows))
+    cuts = cuts_of(rows, size)
+    sizes = np.diff(cuts)
+    parts = []
+    for rank in range(2):
+        own = np.r_[0, np.cumsum(sizes * (rank + 1) // 2 - sizes * rank // 2)]
+        borders = np.r_[np.arange(0, rows, 30), rows]
+        order = Shuffled(own, 4, whole=cuts, borders=borders, seed=5, lanes=4, mine=(2 * rank, 2 * rank + 2))
+        parts.append((own, order.rows()))
+    for i in range(len(sizes)):
+        together = np.concatenate([some[own[i] : own[i + 1]] for own, some in parts])
+        np.testing.assert_array_equal(together, whole[cuts[i] : cuts[i + 1]])
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(tmp_path: Path) -> None:
+    x, y, _ = data()
+    rows = bp.data.stream(x, y, **SMALL)
+    orders = [
+        bp.Trainer(NET, "cross_entropy", seed=seed)._prepare({"x": rows, "y": None}).order(seed, epoch, True, 32).rows()
+        for seed, epoch in ((0, 0), (0, 0), (0, 1), (1, 0))
+    ]
+    np.testing.assert_array_equal(orders[0], orders[1])
+    assert not any(np.array_equal(orders[0], other) for other in orders[2:])
+    found = [fitted(bp.data.stream(x, y, **SMALL | {"threads": n})) for n in (1, 4)]
+    same(*found)
+
+
+# ---- epochs, checkpoints --------------------------------------------------------------------------------------------
+
+
+class StopAt(bp.Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+        if trainer.step_count == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("shuffle", ["blocks", "exact"])
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_training_goes_on_in_the_middle_of_an_epoch(shuffle: str, bad: bool, tmp_path: Path) -> None:
+    x, y, w = data()
+    x[[5, 250, 600]] = np.nan if bad else 0.0
+    rows = bp.data.stream(x, y, sample_weight=w, shuffle=shuffle, bad_rows="skip", **SMALL)
+    options: dict[str, Any] = {"epochs": 2, "validation": bp.data.stream(x[300:350], y[300:350], **SMALL)}
+    with pytest.warns(bp.errors.BpnetWarning) if bad else nullcontext():
+        expected = fitted(rows, **options)
+    options |= {"checkpoint": tmp_path, "every": 1, "batch_size": 32, "progress": False}
+    with pytest.raises(KeyboardInterrupt):
+        trainer().fit(rows, callbacks=[StopAt(12)], **options)
+    found = trainer()
+    rows = bp.data.stream(x, y, sample_weight=w, shuffle=shuffle, bad_rows="skip", **SMALL)
+    with pytest.warns(bp.errors.BpnetWarning) if bad else nullcontext():
+        found.fit(rows, resume=True, **options)
+    same(found, expected)
+    other = bp.data.stream(x, y, sample_weight=w, shuffle=shuffle, bad_rows="skip", **SMALL | {"buffer": 2**12})
+    if shuffle == "blocks":
+        with pytest.raises(bp.errors.OptionError, match="buffer is 4096, but 8192"):
+            trainer().fit(other, resume=True, **options | {"epochs": 3})
+
+
+def test_metrics_drop_last_and_a_function_that_shuffles(tmp_path: Path) -> None:
+    x, y, _ = data()
+    exact = bp.data.stream(x, y, buffer=2**13, shuffle="exact")
+
+    def bootstrap(epoch: int) -> Any:
+        return np.random.default_rng(epoch).integers(0, ROWS, ROWS)
+
+    for options in ({"drop_last": True}, {"shuffle": bootstrap}, {"batch_size": 10_000}):
+        same(fitted(exact, **options), fitted(x, y, **options))
+    found, expected = (fitted(*rows, metrics=["accuracy", "roc_auc"]).history for rows in ((exact,), (x, y)))
+    for name in ("accuracy", "roc_auc"):
+        np.testing.assert_allclose(found[name], expected[name])
+
+
+# ---- bad rows, bad files --------------------------------------------------------------------------------------------
+
+
+def test_a_bad_row_is_an_error_with_its_place(tmp_path: Path) -> None:
+    x, y, w = data()
+    np.save(tmp_path / "0.npy", x[:300])
+    x[400, 2] = np.nan
+    np.save(tmp_path / "1.npy", x[300:])
+    rows = bp.data.stream(tmp_path, y, **SMALL)
+    with pytest.raises(bp.errors.DataError, match=r"row 100 of .*1\.npy: x has NaN or infinity; bad_rows='skip'"):
+        fitted(rows)
+    with pytest.raises(bp.errors.DataError, match=r"row 100 of .*1\.npy"):
+        trainer().build(x[:2]).predict(rows)
+    x[400, 2] = 0.0
+    for which, value, match in (
+        (y, 3, "row 650 of x: y has the label 3, but the network has 3 outputs"),
+        (w, -1.0, "row 650 of x: sample_weight is negative, NaN or too large: -1"),
+        (w, np.nan, "row 650 of x: sample_weight is negative, NaN or too large: nan"),
+    ):
+        before, which[650] = which[650], value
+        with pytest.raises(bp.errors.DataError, match=match):
+            fitted(bp.data.stream(x, y, sample_weight=w, **SMALL))
+        which[650] = before
+
+
+def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:
+    """As if they were not there, but for the batch that has them, which is smaller."""
+    x, y, w = data()
+    x[[5, 40, 41]], y[600], w[601] = np.nan, 9, np.inf
+    good = np.ones(ROWS, bool)
+    good[[5, 40, 41, 600, 601]] = False
+    for kept in (SMALL, {}):
+        rows = bp.data.stream(x, y, sample_weight=w, bad_rows="skip", **kept)
+        with pytest.warns(bp.errors.BpnetWarning, match="5 rows of x could not be used and were left out"):
+            found = fitted(rows, shuffle=False)
+        assert rows.skipped == 5
+        expected = trainer().build(x[:2])
+        losses, weights = [], []
+        for start in range(0, 2 * ROWS, 32):
+            at = start % (32 * 22)
+            batch = np.arange(at, min(at + 32, ROWS))[good[at : at + 32]]
+            if start < 2 * 32 * 22:
+                losses.append(float(expected.step(x[batch], y[batch], w[batch])))
+                weights.append(w[batch].sum(dtype="f8"))
+        np.testing.assert_allclose(found.theta, expected.theta, rtol=1e-6)
+        mean = np.dot(losses[22:], weights[22:]) / np.sum(weights[22:])
+        assert found.history.epochs[-1]["loss"] == pytest.approx(mean, rel=1e-6)
+        assert found.evaluate(rows) == pytest.approx(found.evaluate(x[good], y[good], sample_weight=w[good]), rel=1e-6)
+        with pytest.warns(bp.errors.BpnetWarning, match="3 rows of x could not be used"):
+            outputs = found.predict(bp.data.stream(x, bad_rows="skip", **kept))
+        np.testing.assert_allclose(outputs[good], found.predict(x[good]), rtol=1e-5, atol=1e-6)
+        assert np.isnan(outputs[[5, 40, 41]]).all()
+        assert np.isfinite(outputs[[600, 601]]).all()
+    x[32:64] = np.nan
+    with pytest.raises(bp.errors.DataError, match="none of the 32 rows of a batch can be used"):
+        fitted(bp.data.stream(x, y, bad_rows="skip", **SMALL), shuffle=False)
