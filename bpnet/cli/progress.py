@@ -6,10 +6,10 @@ from contextlib import suppress
 from types import FrameType
 
 import bpnet as bp
+from bpnet.callbacks import progress as callbacks
 from bpnet.callbacks.progress import default_stream, redraws
 from bpnet.cli import terminal
 from bpnet.cli.terminal import JSON
-from bpnet.errors import plural
 
 
 class Report(bp.Progress):
@@ -88,18 +88,8 @@ class Reading:
                 self.stream.flush()
 
 
-class Resumed(bp.Callback):
-    """Says where a training goes on that was saved in a folder."""
+class Resumed(callbacks.Resumed):
+    """Says where a training goes on, in the words and at the place of the command."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-
-    def on_train_begin(self, trainer: bp.Trainer, epochs: int, steps: int) -> None:
-        done, after = len(trainer.history), trainer.step_count - (trainer.history["step"][-1] if trainer.history else 0)
-        if epochs == 0 or trainer.stop:
-            terminal.show(f"the training in {self.folder} was complete after epoch {done}")
-        elif trainer.step_count:
-            middle = f", {plural(after, 'step')} into the next" if after > 0 else ""
-            terminal.show(f"resuming after epoch {done}{middle}")
-        else:
-            terminal.show(f"nothing to resume in {self.folder}")
+    def say(self, text: str) -> None:
+        terminal.show(text)

@@ -420,7 +420,7 @@ def connecting(timeout: float) -> Iterator[None]:
 
 def _say(text: str) -> None:
     with suppress(OSError, ValueError, AttributeError):
-        print(text, file=sys.stderr, flush=True)
+        print(text, file=sys.__stderr__ or sys.stderr, flush=True)  # whoever else is kept silent
 
 
 def _machine() -> str:
