@@ -15,7 +15,7 @@ import statistics
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -243,11 +243,17 @@ def main() -> int:
     options = top.parse_args()
     if options.no_pool:
         cupy.cuda.set_allocator(None)
-    say, failed = Facts(options.file).say, 0
-    for name in options.part or PARTS:
+    parts = {name: PARTS[name] for name in options.part or PARTS}
+    return attempted(parts, Facts(options.file).say, options.small)
+
+
+def attempted(parts: Mapping[str, Callable[[Say, bool], None]], say: Say, small: bool) -> int:
+    """The status after each part, of which those go on that come after one that fails."""
+    failed = 0
+    for name, part in parts.items():
         begin = time.perf_counter()
         try:
-            PARTS[name](say, options.small)
+            part(say, small)
         except Exception as error:  # what comes after it may be well
             failed += 1
             say("failed", part=name, error=f"{type(error).__name__}: {error}", trace=traceback.format_exc(limit=-4))

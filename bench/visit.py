@@ -17,12 +17,14 @@ from bench.plan import Case
 from bench.report import MODES, Record, case_name, crossings, kind_of, label, markdown, processor, significant
 from bench.suites import SUITES
 from bench.tables import report as tables
+from bpnet.errors import plural
 
 NOT_RUN = "not run"
 STAGES = {
     "machine": "the device, its driver, and the libraries",
     "check": "`bpnet check`: every kernel against its definition",
     "first-minute": "30 steps against NumPy, every product of cuBLASLt, microseconds of steps",
+    "ranks": "NCCL with one rank, in a captured step too; two ranks of a training",
     "graph": "tests of captured steps and of streaming",
     "waits": "tests that a step neither waits nor copies",
     "rest": "all other tests for a device",
@@ -129,6 +131,10 @@ def gpu(folder: Path) -> str:
         way: [["precision", "apart", "allowed", "graphs"], *_equal(facts)],
         times: [["workload, rows", "device", "of eight, on an eighth of the rows", "host"], *_steps(facts)],
         none: [["precision, shape", *PRODUCTS], *_products(facts)],
+        "Sums over one rank by NCCL, microseconds by themselves and captured; and two ranks against one process:": [
+            ["what is sent", "elements", "right", "by itself", "captured"],
+            *_sums(facts),
+        ],
         "Tests for a device:": [["", "passed", "failed", "skipped"], *_tests(lines_of(place / "tests.jsonl"))],
         "A training step's time over bpnet's, median of rounds (above 1, bpnet is faster):": [
             ["workload, batch", "bpnet, ms", *map(label, PEERS)],
@@ -192,6 +198,18 @@ def _steps(facts: Facts) -> list[list[str]]:
         [f"({key}) {rows:,} {precision}", *(_cell(found.get((key, rows, precision), {}).get(name)) for name in names)]
         for key, rows, precision in dict.fromkeys([*STEPS, *found])
     ]
+
+
+def _sums(facts: Facts) -> list[list[str]]:
+    rows = []
+    for fact in (f for f in facts if f["what"] == "sum"):
+        times = (_cell(fact[name]) for name in ("us", "captured_us"))
+        rows.append([fact["sent"], f"{fact['size']:,}", "yes" if fact["right"] else "**no**", *times])
+    rows = rows or [["float32 or bfloat16", *[NOT_RUN] * 4]]
+    both = next((f for f in facts if f["what"] == "two ranks" and "apart" in f), None)
+    found = f"apart by {both['apart']:.1e} of the way{'' if both['ok'] else ', **too far**'}" if both else NOT_RUN
+    how = f"by {both['how']} on {plural(both['devices'], 'device')}" if both else ""
+    return [*rows, ["two ranks", how, found, "", ""]]
 
 
 def _products(facts: Facts) -> list[list[str]]:

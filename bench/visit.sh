@@ -63,7 +63,7 @@ export plain=$PYTHONPATH small='' processes=8
 short=(--suite short) crossing=(--workload a --batch 1 --batch 32 --batch 512 --batch 8192 --batch 65536)
 if [ -n "${REHEARSE:-}" ]; then # pytest installs the substitute by itself
     mkdir "$scratch/rehearsal" "$scratch/device"
-    echo 'from tests.support import substitute; substitute.install()' >"$scratch/rehearsal/sitecustomize.py"
+    echo 'from tests.support import substitute; substitute.install(); substitute.install_nccl()' >"$scratch/rehearsal/sitecustomize.py"
     export BPNET_SUBSTITUTE=$scratch/device PYTHONPATH=$scratch/rehearsal:$PYTHONPATH small=--small processes=2
     short=(--workload d --batch 8 --rounds 3 --seconds 0.01) crossing=("${short[@]}")
 fi
@@ -72,6 +72,7 @@ stage machine 20 bash -c 'nvidia-smi; "$python" -m bpnet info; "$python" -m pip 
     "$python" -m bench.first_minute "$out/first-minute.jsonl" --part machine'
 stage check 45 bash -c '"$python" -m bpnet check --device cuda:0 --json >"$out/check.json"'
 stage first-minute 100 "$python" -m bench.first_minute "$out/first-minute.jsonl" $small
+stage ranks 45 "$python" -m bench.first_ranks "$out/first-minute.jsonl" $small
 stage graph 75 bash -c 'run_tests "$processes" tests/test_graph.py tests/test_loader.py'
 stage waits 60 bash -c 'run_tests 1 tests/test_gpu.py' # alone: it looks whether the device is busy
 stage rest 100 bash -c 'run_tests "$processes" tests --ignore=tests/test_graph.py --ignore=tests/test_loader.py --ignore=tests/test_gpu.py'

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support import substitute
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
@@ -127,6 +128,26 @@ def test_a_part_of_the_first_minute(part: str, library: Any) -> None:
         assert all(fact["captured"] and fact["device_us_of_eight"] > 0 for fact in facts)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("part", ["sums", "step"])
+def test_what_a_visit_asks_about_ranks(part: str, library: Any) -> None:
+    library("cupy")
+    from bench import first_ranks
+
+    if substitute.missing() == "":
+        substitute.install_nccl()
+    said: list[dict[str, Any]] = []
+    first_ranks.PARTS[part](lambda what, **facts: said.append({"what": what, **facts}), small=True)
+    if part == "sums":
+        assert [(fact["sent"], fact["right"], fact["error"]) for fact in said] == [
+            ("float32", True, None),
+            ("bfloat16", True, None),
+        ]
+        assert all(fact["counted"][0] == fact["counted"][1] > 2 for fact in said)
+    else:
+        assert said == [{"what": "step with a sum", "equal": True, "graphs": 1}]
+
+
 # ---- the page -------------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +197,8 @@ def test_what_a_visit_found_is_shown_and_the_rest_not_run(tmp_path: Path) -> Non
             {"what": "equal", "kind": "float32", "apart": 3e-3, "ok": False, "graphs": 2},
             {"what": "product", "precision": "tf32", "shape": [128, 512, 10], "us": {"dx": 7.25, "dw BGRADA": None}},
             {"what": "step", "workload": "a", "rows": 128, "precision": "float32", "device_us": 91.0, "host_us": 18.0},
+            {"what": "sum", "sent": "bfloat16", "size": 675000, "right": False, "us": 12.5, "captured_us": None},
+            {"what": "two ranks", "how": "mpi", "devices": 1, "apart": 2e-3, "ok": False},
         ],
         "tests.jsonl": [
             {"test": "tests/test_graph.py::test_a", "outcome": "passed"},
@@ -207,6 +230,8 @@ def test_what_a_visit_found_is_shown_and_the_rest_not_run(tmp_path: Path) -> Non
         "| float32 | 3.0e-03 **too far** | 0.0001 | 2 |",
         "| (a) 128 float32 | 91.0 | not run | 18.0 |",
         "| not run | 7.25 | not run | none |  |",
+        "| bfloat16 | 675,000 | **no** | 12.5 | not run |",
+        "| two ranks | by mpi on 1 device | apart by 2.0e-03 of the way, **too far** |",
         "| captured steps | 1 | 1 | 0 |",
         "| the rest | 0 | 0 | 1 |",
         "| streaming | not run | not run | not run |",

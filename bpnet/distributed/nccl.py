@@ -133,11 +133,11 @@ class NCCLCommunicator(Communicator):
             self.joining = False
         return made
 
-    def _identity(self) -> bytes | None:
+    def _identity(self) -> Any:
         from bpnet.backends.cupy import collectives
 
         nccl = collectives.nccl()
-        return bytes(nccl.get_unique_id()) if self.rank == 0 else None
+        return nccl.get_unique_id() if self.rank == 0 else None
 
     # ---- all else -----------------------------------------------------------------------------------------------
 
@@ -172,6 +172,7 @@ class NCCLCommunicator(Communicator):
     def check(self) -> None:
         """Raise RankError where a sum was aborted: what the device gave since is worth nothing."""
         if self.error is not None:
+            self.control.check()  # which then knows that this rank has heard of it
             raise self.error
 
     def fail(self, error: BaseException) -> None:

@@ -52,7 +52,7 @@ class World:
         if not size:
             return self.pool.malloc(0)
         pooled = self.pool.malloc(size + GUARD)
-        memory = self.guarded(pooled.ptr, size, pooled, 0)
+        memory = self.guarded(pooled.ptr, size, pooled, pooled.device_id)
         if not self.cuda.get_current_stream().is_capturing():
             pooled.memset_async(0xFF, size + GUARD)
             self.memory.add(memory)

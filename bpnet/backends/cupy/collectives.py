@@ -18,7 +18,10 @@ TYPES = {"float32": 7, "float64": 8, "bfloat16": 9}
 SUM = 0
 """And of what it does with the vectors (`ncclRedOp_t`)."""
 
-ROUND = """
+KERNELS = """
+extern "C" __global__ void count(volatile long long* number) {  // in memory of the host, which reads it meanwhile
+    if (threadIdx.x == 0) *number = *number + 1;
+}
 extern "C" __global__ void narrow(const float* from, unsigned short* to, long long count) {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
@@ -27,8 +30,6 @@ extern "C" __global__ void narrow(const float* from, unsigned short* to, long lo
     const unsigned int even = 0x7FFFu + ((bits >> 16) & 1u);  // to nearest, of two as near to the even one
     to[i] = value != value ? 0x7FC0u : (bits + even) >> 16;
 }
-"""
-WIDEN = """
 extern "C" __global__ void widen(const unsigned short* from, float* to, long long count) {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= count) return;
@@ -36,8 +37,6 @@ extern "C" __global__ void widen(const unsigned short* from, float* to, long lon
     to[i] = reinterpret_cast<const float&>(bits);
 }
 """
-COUNT = 'extern "C" __global__ void count(volatile long long* number) { if (threadIdx.x == 0) *number = *number + 1; }'
-"""Host memory, which the host reads while the device goes on."""
 THREADS = 256
 
 
@@ -74,7 +73,7 @@ class NcclSums:
     ranks don't all do so, waits for ever.
     """
 
-    def __init__(self, ranks: int, rank: int, identity: bytes, dtype: str | None) -> None:
+    def __init__(self, ranks: int, rank: int, identity: Any, dtype: str | None) -> None:
         """On the current device, by all ranks together; `identity` is one's `nccl().get_unique_id()`."""
         self.nccl, self.dtype, self.device = nccl(), dtype, cupy.cuda.Device()
         self.kept = self.nccl.NcclCommunicator(ranks, identity, rank)
@@ -84,8 +83,8 @@ class NcclSums:
         self.narrow: dict[int, Array] = {}
         """Memory for what is sent of so many elements: captured steps know where it lies, so it is kept."""
         self.broken = False
-        names = (COUNT, "count"), (ROUND, "narrow"), (WIDEN, "widen")
-        self.count, self.round, self.widen = (cupy.RawKernel(text, name) for text, name in names)
+        module = cupy.RawModule(code=KERNELS)
+        self.count, self.round, self.widen = map(module.get_function, ("count", "narrow", "widen"))
 
     @property
     def waits(self) -> bool:
