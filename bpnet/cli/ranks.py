@@ -8,7 +8,7 @@ import io
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
@@ -95,13 +95,26 @@ class Ranks:
         own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, min(own, (os.cpu_count() or 1) // here))
 
-    def agreed(self, function: Callable[..., T], *args: Any) -> T:
-        """function(*args), or on all of them the error that it raises on one."""
-        return function(*args) if self.communicator is None else agreed(self.communicator, _typed, function, *args)
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """An error that is raised in it on one of them is raised on all."""
+        failed: list[Exception] = []
+        try:
+            yield
+        except Exception as error:
+            failed.append(error)
+        if self.communicator is not None:
+            agreed(self.communicator, _typed, _raised, failed)
+        _raised(failed)
 
     def by_first(self, function: Callable[..., T], *args: Any) -> T:
         """What function(*args) gives, or raises, on the first, which alone calls it."""
         return function(*args) if self.communicator is None else by_first(self.communicator, _typed, function, *args)
+
+
+def _raised(errors: Sequence[Exception]) -> None:
+    for error in errors:
+        raise error
 
 
 def _typed(function: Callable[..., T], *args: Any) -> T:

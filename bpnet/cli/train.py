@@ -98,61 +98,66 @@ def train(
     """
     # All that can be wrong is found out before the work begins.
     ranks: Ranks = context.obj
-    check_metric_names(metric)
-    with options_named():
-        options = TrainingOptions(
-            hidden=None if hidden is None else parse_hidden(hidden),
-            activation=cast(Any, activation),
-            dropout=dropout,
-            loss=cast(Any, loss if quantiles is None else quantile_loss(loss, quantiles)),
-            optimizer=cast(Any, optimizer),
-            lr=lr,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            epochs=epochs,
-            batch_size=batch_size,
-            validation=validation,
-            early_stopping=True if patience is None else patience,
-            class_weight=class_weight,
-            ensemble=ensemble,
-            preset=preset,
-            types={name: "category" if kind == "text" else kind for name, kind in parse_types(types).items()},
-            metrics=cast(Any, list(metric or ())),
-            seed=seed,
-            device=check_device(device_of(backend)),
-            precision=cast(Any, precision),
-            threads=ranks.threads() if threads is None else threads,
-            distributed=ranks.options,
+    threads = ranks.threads() if threads is None else threads
+    with ranks.agreeing():
+        check_metric_names(metric)
+        with options_named():
+            options = TrainingOptions(
+                hidden=None if hidden is None else parse_hidden(hidden),
+                activation=cast(Any, activation),
+                dropout=dropout,
+                loss=cast(Any, loss if quantiles is None else quantile_loss(loss, quantiles)),
+                optimizer=cast(Any, optimizer),
+                lr=lr,
+                weight_decay=weight_decay,
+                schedule=schedule,
+                epochs=epochs,
+                batch_size=batch_size,
+                validation=validation,
+                early_stopping=True if patience is None else patience,
+                class_weight=class_weight,
+                ensemble=ensemble,
+                preset=preset,
+                types={name: "category" if kind == "text" else kind for name, kind in parse_types(types).items()},
+                metrics=cast(Any, list(metric or ())),
+                seed=seed,
+                device=check_device(device_of(backend)),
+                precision=cast(Any, precision),
+                threads=threads,
+                distributed=ranks.options,
+            )
+        if checkpoint is None and (resumed or every is not None):
+            raise OptionError(f"{'--resume' if resumed else '--every'} needs --checkpoint DIR: give that too")
+        if folds and (checkpoint or plot):
+            raise OptionError(
+                f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}"
+            )
+        if search:
+            check_search(folds=folds, checkpoint=checkpoint, preset=preset, validation=not validation)
+        if ranks.count > 1 and (search or data == "-"):
+            what = "--search tries out options" if search else "standard input is read"
+            raise OptionError(
+                f"{what} in one process: start it without mpiexec, or {'leave it out' if search else 'give a file'}"
+            )
+        request = Request(
+            targets=target or (),
+            features=features or (),
+            drop=drop or (),
+            types=parse_types(types),
+            text=text_options(sep, encoding, missing),
         )
-    if checkpoint is None and (resumed or every is not None):
-        raise OptionError(f"{'--resume' if resumed else '--every'} needs --checkpoint DIR: give that too")
-    if folds and (checkpoint or plot):
-        raise OptionError(
-            f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}"
-        )
-    if search:
-        check_search(folds=folds, checkpoint=checkpoint, preset=preset, validation=not validation)
-    if ranks.count > 1 and (search or data == "-"):
-        what = "--search tries out options" if search else "standard input is read"
-        raise OptionError(
-            f"{what} in one process: start it without mpiexec, or {'leave it out' if search else 'give a file'}"
-        )
+        choice("--bad-rows", bad_rows, ("error", "skip"))
     folder = None if checkpoint is None else Folder(checkpoint)
     ranks.by_first(check_places, data, checkpoint, resumed, output, report, plot)
-    request = Request(
-        targets=target or (),
-        features=features or (),
-        drop=drop or (),
-        types=parse_types(types),
-        text=text_options(sep, encoding, missing),
-    )
-    choice("--bad-rows", bad_rows, ("error", "skip"))
-    file = ranks.agreed(file_of, data, stream)
-    if file is not None:
-        unfit(file, stream, folds=folds, search=search)
-    elif bad_rows == "skip":
-        raise OptionError(f"--bad-rows skip is for files that are streamed, and {data} is read at once: give --stream")
-    dataset = None if file is not None else ranks.agreed(read, data, request)
+    with ranks.agreeing():
+        file = file_of(data, stream)
+        if file is not None:
+            unfit(file, stream, folds=folds, search=search)
+        elif bad_rows == "skip":
+            raise OptionError(
+                f"--bad-rows skip is for files that are streamed, and {data} is read at once: give --stream"
+            )
+        dataset = None if file is not None else read(data, request)
     table, goal = (None, None) if dataset is None else table_of(dataset)
     interrupt, began = Interrupt(), time.perf_counter()
     shows = not quiet and (sys.stderr.isatty() or not as_json)

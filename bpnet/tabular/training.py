@@ -141,7 +141,8 @@ def train_table(
     options = {name: given[name] for name in TrainingOptions.__dataclass_fields__}
     named = TrainingOptions.named(options | unknown, OF_FIT)
     choice("bad_rows", bad_rows, ("error", "skip"))
-    if isinstance(table := in_memory_or_not(table, stream), TableFile):
+    ranks, named = connected(named)
+    if isinstance(table := agreed(ranks, in_memory_or_not, table, stream), TableFile):
         from bpnet.tabular.streaming import prepare_file
 
         training: TableTraining = prepare_file(table, target, named, bad_rows=bad_rows)
