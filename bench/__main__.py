@@ -16,6 +16,7 @@ from bench.estimators import run as fitted
 from bench.machine import accelerator, describe, keep, why_no_accelerator
 from bench.measure import Line, contestants, measure, record_of
 from bench.plan import Case, Plan, available_cores
+from bench.scaling import run as scaled
 from bench.suites import SUITES
 from bench.tables import run as learned
 from bench.workloads import PRECISIONS, WORKLOADS
@@ -60,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     epoch = commands.add_parser("epoch", help="an epoch through Trainer.fit against the bare steps")
     imports = commands.add_parser("import", help="time of `import bpnet` over `import numpy`")
     threads = commands.add_parser("threads", help="a step's time against the number of threads")
+    scaling = commands.add_parser(
+        "scaling", help="ranks of MPI against threads and PyTorch, training from files, and the model of 1,024 GPUs"
+    )
     published = commands.add_parser("mnist", help="figures published for MNIST, by bpnet; fetches 11 MB once")
     catalogue = commands.add_parser("catalogue", help="a step around each entry of the catalogue, against peers")
     estimators = commands.add_parser(
@@ -85,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     catalogue.add_argument("--seconds", type=float, default=1150.0, help="for all; entries not begun by then are told")
     catalogue.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")
     imports.add_argument("--json", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="keep the figures")
+    scaled.add_options(scaling, _count)
     mnist.add_options(published)
     learned.add_options(tables)
     fitted.add_options(estimators)
@@ -271,14 +276,16 @@ def main(arguments: list[str] | None = None) -> int:
         return fitted.run(options)
     if options.command == "catalogue":
         return run_catalogue(options)
-    from bench import epoch, imports, profile, scaling
+    if options.command == "scaling":
+        return scaled.run(options)
+    from bench import epoch, imports, profile, threads
 
     options.rounds = options.rounds or 10
     if options.command in ("profile", "epoch"):
         for name in options.contender or ():
             if ALL[name].module != "bpnet_trainer":
                 commands.error(f"{options.command} looks into bpnet: {name} is none of its contenders")
-    modules: dict[str, Any] = {"profile": profile, "epoch": epoch, "import": imports, "threads": scaling}
+    modules: dict[str, Any] = {"profile": profile, "epoch": epoch, "import": imports, "threads": threads}
     result = modules[options.command].run(options)
     keep({"machine": describe(), options.command: result}, options.json)
     return 0

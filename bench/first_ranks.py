@@ -35,19 +35,19 @@ EPOCHS = 3
 Say = Callable[..., None]
 
 
-def alone(dtype: str | None = None) -> Any:
+def alone() -> Any:
     """NCCL with one rank on the current device."""
-    return collectives.NcclSums(1, 0, collectives.nccl().get_unique_id(), dtype)
+    return collectives.NcclSums(1, 0, collectives.nccl().get_unique_id())
 
 
 def sums(say: Say, small: bool) -> None:
     """Of one rank, which are the vector, or its elements to 8 bits: whether they are, and microseconds of each."""
     for dtype in (None, "bfloat16"):
-        ranks = alone(dtype)
+        ranks = alone()
         for size in SIZES[small]:
             given = np.random.default_rng(0).standard_normal(size).astype("float32")
             vector = cupy.asarray(given)
-            found = cupy.asnumpy(ranks.all_reduce(vector, 2))
+            found = cupy.asnumpy(ranks.all_reduce(vector, 2, dtype))
             expected = given.copy()
             if dtype is not None:
                 bits = given.view(np.uint32).astype(np.uint64)
@@ -55,7 +55,7 @@ def sums(say: Say, small: bool) -> None:
                 expected[:-2] = kept[:-2]
             with cupy.cuda.Stream(non_blocking=True) as stream:
                 stream.begin_capture()
-                ranks.all_reduce(vector, 2)
+                ranks.all_reduce(vector, 2, dtype)
                 graph = stream.end_capture()
             times = 5 if small else 100
             say(
@@ -64,7 +64,7 @@ def sums(say: Say, small: bool) -> None:
                 sent=dtype or "float32",
                 size=size,
                 right=bool((found == expected).all()),
-                us=device_us(partial(ranks.all_reduce, vector, 2), times),
+                us=device_us(partial(ranks.all_reduce, vector, 2, dtype), times),
                 captured_us=device_us(graph.launch, times),
                 counted=[int(n) for n in ranks.counted],
                 error=ranks.error(),
@@ -79,7 +79,7 @@ def step(say: Say, small: bool) -> None:
     def of(backend: Any, carry: Any, x: Any, number: Any) -> Any:
         (w,) = carry
         gradient = backend.xp.sum(x * backend.xp.sum(x * w, axis=1, keepdims=True), axis=0)
-        gradient = backend.outside(lambda _, vector: ranks.all_reduce(vector, 0), gradient, "a sum", captured=True)
+        gradient = backend.outside(lambda _, vector: ranks.all_reduce(vector), gradient, "a sum", captured=True)
         return (w - 0.001 * gradient,), backend.xp.sum(gradient)
 
     results = []

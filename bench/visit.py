@@ -15,6 +15,7 @@ from bench.catalogue import report as catalogue
 from bench.estimators import report as estimators
 from bench.plan import Case
 from bench.report import MODES, Record, case_name, crossings, kind_of, label, markdown, processor, significant
+from bench.scaling import tables as scaling
 from bench.suites import SUITES
 from bench.tables import report as tables
 from bpnet.errors import plural
@@ -301,6 +302,7 @@ def filled(text: str, folder: Path) -> str:
         ("catalogue", catalogue.page(folder)),
         ("estimators", estimators.page(folder)),
         ("tables", tables.page(folder)),
+        ("scaling", scaling.page(folder)),
         ("gpu", gpu(folder)),
     ):
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"

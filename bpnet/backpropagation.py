@@ -85,13 +85,15 @@ def part_of_gradient(
     micro_batch: int | None = None,
     schedules: tuple[Schedule, ...] = (),
     grad_buffers: list[GradBuffer] | None = None,
+    ranks: Any = None,
 ) -> tuple[Array, Array, Array | None]:
     """What these rows contribute to the loss and the gradient of a batch whose weight is `total`, and new buffers.
 
     That of the batch is the sum over its parts.  Of these rows the first has the number `first_row` in it, from which
     masks are drawn.  `views` is `layout.views`, or gives the same.  `precision` is that of products.  `micro_batch` is
     the most rows of a block, where rows may be parted.  `grad_buffers` keeps the memory of gradients from one call to
-    the next, for a caller who is then done with the last one.
+    the next, for a caller who is then done with the last one.  `ranks` is the communicator of those who have the rest
+    of the batch.
     """
     step, values = number_of(number, schedules)
     xp, p = backend.xp, (views or layout.views)(backend, theta, buffers)
@@ -106,6 +108,7 @@ def part_of_gradient(
         context = backend.context(precision, None if buffer is None else buffer.of(p))
         run = Run(backend, training, (seed, step), context, values)
         run.first_row, run.terms, run.share = first, ([] if training else None), (weight, total)
+        run.ranks = ranks
         part, measure = (backend.outline(network), backend.outline(loss)) if backend.traces else (network, loss)
         output, cache = part.forward(run, p, x)
         value, dy = measure(run, output, y, weight, total)

@@ -25,6 +25,7 @@ class Collected:
         self.backend, self.metrics = backend, metrics
         self.stay = tuple(metric.keeps_rows and _has_float64(backend.xp, device) for metric in metrics)
         self.batches: list[list[Statistics]] = []
+        self.fetched = 0
 
     def add(self, statistics: tuple[Statistics, ...]) -> None:
         """What the metrics have of one more batch, in their order."""
@@ -39,7 +40,8 @@ class Collected:
 
     def _fetch(self) -> None:
         """Have what is to come to the host of the last batch there."""
-        if self.batches:
+        if self.fetched < len(self.batches):
+            self.fetched = len(self.batches)
             self.batches[-1] = [
                 some if stays else tuple(self.backend.to_host(array).astype("float64") for array in some)
                 for some, stays in zip(self.batches[-1], self.stay, strict=True)
@@ -48,11 +50,15 @@ class Collected:
     def on_host(self) -> list[list[Statistics]]:
         """Those of each batch, for other ranks."""
         self._fetch()
-        return [[tuple(map(self.backend.to_host, some)) for some in batch] for batch in self.batches]
+        to_host = self.backend.to_host
+        return [
+            [tuple(map(to_host, some)) if stays else some for some, stays in zip(batch, self.stay, strict=True)]
+            for batch in self.batches
+        ]
 
     def replace(self, batches: list[list[Statistics]]) -> None:
         """Have those of all ranks, which are on the host."""
-        self.batches, self.stay = batches, (False,) * len(self.metrics)
+        self.batches, self.stay, self.fetched = batches, (False,) * len(self.metrics), len(batches)
 
     def results(self, loss: Loss) -> dict[str, Any]:
         """The metrics by name; raises OutOfMemoryError."""

@@ -283,6 +283,7 @@ class Engine:
 
     def _diverged(self, good: Snapshot, value: Array, batch: Batch) -> DivergedError:
         """Go back to `good` from what a step on the batch left, and say what is not finite there, and where."""
+        self.ranks.check()  # a sum that was given up is no divergence
         left = self.state.now
         self.restore(good)
         with self.looking():
@@ -335,6 +336,8 @@ class Engine:
         with self.session(data.count):
             plain = self.compile is False or current.reference
             explain = partial(Backend.explain, self.backend) if plain else self.backend.explain
+            if self.ranked is not None:
+                return Text(self.ranked.explain(explain, batch, self.carry, hyperparameters, number))
             text = explain(function, args) if self.sparse is None else self.sparse.explain(explain, function, args)
         takes, (x, *others) = self.layout.network.takes, batch
         given += (

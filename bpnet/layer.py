@@ -8,7 +8,6 @@ backward(run, p, cache, dy, need_dx=True) -> dx, grads      grads: the keys of t
 
 import importlib
 import itertools
-import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,13 +15,12 @@ from functools import cached_property, wraps
 from typing import Any, ClassVar, TypeVar
 
 from bpnet.backends.base import NARROW, SUMMED, SUMMED_PRODUCTS, Array, Backend, Key
-from bpnet.backends.interrupts import NoWarnings
-from bpnet.errors import OutOfMemoryError
-from bpnet.options import whole
 from bpnet.registry import Registered, instance
+from bpnet.rng import Rng as Rng
+from bpnet.rng import Shape as Shape
+from bpnet.rng import ShapeRng as ShapeRng
 from bpnet.schedules import Schedule, in_epochs
 
-Shape = tuple[int, ...]
 Shapes = tuple[tuple[str, Shape], ...]
 """Of the rows of several arrays, each with its name, in their order."""
 InShape = Any
@@ -71,89 +69,6 @@ class SharedParams(dict[str, Any]):
         self.name, self.layer = name, layer
 
 
-TRUNCATED = 0.87962566103423978
-"""Standard deviation of a standard normal variable that is within -2 ... 2."""
-
-
-class Rng:
-    """Draws start values on the host, so one seed gives one start on every library."""
-
-    def __init__(self, seed: int) -> None:
-        import numpy
-
-        with NoWarnings():  # NumPy turns a warning off while it seeds, and on again if nothing interrupts it
-            self._generator = numpy.random.default_rng(whole("seed", seed, 0))
-
-    def uniform(self, shape: Shape, limit: float) -> Any:
-        """Evenly over -limit ... limit."""
-        return self._generator.uniform(-limit, limit, shape)
-
-    def normal(self, shape: Shape, deviation: float) -> Any:
-        """Normally, around zero."""
-        return self._generator.normal(0.0, deviation, shape)
-
-    def truncated_normal(self, shape: Shape, deviation: float) -> Any:
-        """Normally, around zero, drawn again until within two widths, which are chosen so that `deviation` is left."""
-        found = self._generator.normal(0.0, width := deviation / TRUNCATED, shape)
-        while (beyond := abs(found) > 2.0 * width).any():
-            found[beyond] = self._generator.normal(0.0, width, int(beyond.sum()))
-        return found
-
-    def orthogonal(self, shape: Shape) -> Any:
-        """A matrix evenly among those with orthonormal columns, or rows where these are fewer (Mezzadri 2007).
-
-        Axes before the last count as rows.
-        """
-        import numpy
-
-        rows, columns = math.prod(shape[:-1]), shape[-1]
-        q, r = numpy.linalg.qr(self._generator.normal(0.0, 1.0, (max(rows, columns), min(rows, columns))))
-        q = q * numpy.where(numpy.diagonal(r) < 0.0, -1.0, 1.0)
-        return (q.T if rows < columns else q).reshape(shape)
-
-    def scaled(self, values: Any, factor: float) -> Any:
-        """Values that were drawn, times a factor."""
-        return values * factor
-
-    def full(self, shape: Shape, value: float) -> Any:
-        """The same value everywhere."""
-        import numpy
-
-        return numpy.full(shape, value)
-
-    def given(self, shape: Shape, values: Any) -> Any:
-        """Values that are known: a number for all, or one for each."""
-        import numpy
-
-        return numpy.broadcast_to(numpy.asarray(values, dtype=numpy.float64), shape)
-
-    def computed(self, shape: Shape, compute: Callable[[], Any]) -> Any:
-        """What `compute` makes of other start values."""
-        return compute()
-
-
-class ShapeRng(Rng):
-    """Draws nothing: stands in where only the shapes of start values are wanted."""
-
-    def __init__(self) -> None:
-        pass
-
-    def full(self, shape: Shape, value: float) -> Any:
-        import numpy
-
-        if math.prod(shape) >= 2**59:
-            raise OutOfMemoryError(f"a layer has a parameter of the shape {shape}, which is more than any memory holds")
-        return numpy.broadcast_to(numpy.float64(value), shape)
-
-    def _zeros(self, shape: Shape, *others: Any, **options: Any) -> Any:
-        return self.full(shape, 0.0)
-
-    given = computed = uniform = normal = truncated_normal = orthogonal = _zeros
-
-    def scaled(self, values: Any, factor: float) -> Any:
-        return values
-
-
 KERNELS: dict[str, Callable[..., Any]] = {}
 """The definitions of all kernels, by name."""
 
@@ -191,7 +106,7 @@ class Run:
     `context` is the backend's own (see `Backend.context`): its kernels read it, and no layer, loss or optimizer does.
     """
 
-    __slots__ = ("backend", "context", "first_row", "key", "share", "terms", "training", "values", "xp")
+    __slots__ = ("backend", "context", "first_row", "key", "ranks", "share", "terms", "training", "values", "xp")
 
     def __init__(
         self,
@@ -213,11 +128,13 @@ class Run:
         """What layers add to the loss of these rows, where there is one; each is a number."""
         self.share: tuple[Array | None, Any] = (None, 1.0)
         """The weights of these rows (None: all 1), and that of the whole batch."""
+        self.ranks: Any = None
+        """The communicator of a training by several ranks, each of which has a part of the batch."""
 
     def at(self, child: str) -> "Run":
         """The same pass, seen from the child of that name: it draws other random numbers than its siblings."""
         run = Run(self.backend, self.training, (*self.key, zlib.crc32(child.encode())), self.context, self.values)
-        run.first_row, run.terms, run.share = self.first_row, self.terms, self.share
+        run.first_row, run.terms, run.share, run.ranks = self.first_row, self.terms, self.share, self.ranks
         return run
 
     def shared(self, x: Array) -> Array:
@@ -227,6 +144,21 @@ class Run:
             return x * (1.0 / total)
         factor = self.xp.reshape(weight, (weight.shape[0],) + (1,) * (x.ndim - 1)) * (1.0 / total)
         return self.xp.where(factor > 0.0, x * factor, 0.0)
+
+    def all_reduce(self, vector: Array) -> Array:
+        """The sum of `vector`, of this rank's rows, over the ranks of a training, the same bits on all of them.
+
+        All are to call it alike: a layer that does says so (`communicates`).  `vector` is given up; where one process
+        trains, it is the sum.
+        """
+        ranks = self.ranks
+        if ranks is None:
+            return vector
+
+        def summed(backend: Backend, vector: Array) -> Array:
+            return ranks.all_reduce(backend, vector, tail=vector.shape[0])  # in its own type
+
+        return self.backend.outside(summed, vector, "a sum over ranks", getattr(ranks, "captured", False))
 
     def value(self, option: Any) -> Any:
         """An option that may be a schedule: its number in this training step, which a compiled step is given anew.
@@ -324,7 +256,8 @@ class Layer(Registered, kind="layer"):
     """Base of all layers.  Subclasses are frozen dataclasses; writing one takes the four methods below."""
 
     couples_rows: ClassVar[bool] = False
-    """Whether a row of the output depends on other rows; the batch is then never cut into blocks."""
+    """Whether a row of the output depends on other rows; the batch is then never cut into blocks, but each of several
+    ranks has its own part of it, and sums over all of them are `run.all_reduce`'s."""
     stochastic: ClassVar[bool] = False
     """Whether the layer draws random numbers."""
     schedulable: ClassVar[Mapping[str, Callable[[str, Any], float]]] = {}
@@ -339,6 +272,11 @@ class Layer(Registered, kind="layer"):
     def updates_buffers(self) -> bool:
         """Whether training gives the buffers new values, for which the layer must see all rows of a batch."""
         return type(self).update_buffers is not Layer.update_buffers
+
+    @property
+    def communicates(self) -> bool:
+        """Whether it calls `run.all_reduce`, for which every rank of a training must have rows of every batch."""
+        return False
 
     needs: ClassVar[tuple[str, ...]] = ("forward", "backward")
 
@@ -365,7 +303,10 @@ class Layer(Registered, kind="layer"):
         raise NotImplementedError
 
     def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
-        """New values of the buffers after a training step, from what forward saw."""
+        """New values of the buffers after a training step, from what forward saw.
+
+        Of several ranks each has seen its own rows, and the mean of what they give is kept, by rows.
+        """
         return {}
 
     def summary(self, x: Any) -> Any:
@@ -420,6 +361,10 @@ class Composite(Layer):
     def updates_buffers(self) -> bool:
         own = type(self).update_buffers is not Composite.update_buffers
         return own or any(layer.updates_buffers for _, layer in self.children)
+
+    @cached_property
+    def communicates(self) -> bool:
+        return any(layer.communicates for _, layer in self.children)
 
     def update_buffers(self, run: Run, p: Params, cache: Any) -> dict[str, Any]:
         """Each child's new buffers; `cache` holds the children's caches in their order."""

@@ -4,7 +4,7 @@ Each family (layer, loss, optimizer, schedule) derives from `Registered`; a clas
 defined, so a user's own layer can be saved and loaded too.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from functools import cache
@@ -16,8 +16,8 @@ from bpnet.options import check_range
 
 S = TypeVar("S", bound="Registered")
 
-_classes: dict[str, dict[str, type["Registered"]]] = {}
-"""By kind, each class by its name."""
+_classes: dict[str, dict[str, list[type["Registered"]]]] = {}
+"""By kind and name: the classes that have it, the last defined last."""
 _called: dict[tuple[str, str], list[type["Registered"]]] = {}
 """By kind and a name that can stand for it: the classes that have it, the last defined last."""
 
@@ -45,13 +45,15 @@ class Registered:
             if not cls.__module__.startswith("bpnet."):
                 for name in (cls.__name__, *cls.names):  # bpnet's own come first: the later counts
                     define(cls.kind, name)
-            taken = _classes[cls.kind].get(cls.__name__)
-            if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise OptionError(
-                    f"there is a {cls.kind} called {cls.__name__} already, in {taken.__module__}: files name classes, "
-                    "so choose another name"
-                )
-            _classes[cls.kind][cls.__name__] = cls
+            taken = _classes[cls.kind].setdefault(cls.__name__, [])
+            for former in taken[-1:]:
+                own = former.__qualname__, cls.__name__  # which is all that one has at first that comes with a pickle
+                if former.__module__ != cls.__module__ or cls.__qualname__ not in own:
+                    raise OptionError(
+                        f"there is a {cls.kind} called {cls.__name__} already, in {former.__module__}: files name "
+                        "classes, so choose another name"
+                    )
+            taken.append(cls)
             for name in cls.names or (cls.__name__,):
                 _called.setdefault((cls.kind, name), []).append(cls)
 
@@ -113,15 +115,21 @@ def parts_of(value: Any, base: type[S]) -> Iterator[S]:
 def catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
     """Every name by which a class derived from `base` can be called, with the options the name stands for."""
     found: dict[str, tuple[type[Registered], Mapping[str, Any]]] = {}
-    for name, cls in list(_classes[base.kind].items()):  # another thread may define more
-        if _can_be_made(cls, base) and not name.startswith("_"):
+    for name, having in list(_classes[base.kind].items()):  # another thread may define more
+        cls = _last(having, base)
+        if cls is not None and not name.startswith("_"):
             for alias, options in (cls.names or {name: {}}).items():
                 found[alias] = (cls, options)
     return found
 
 
-def _can_be_made(cls: type[Registered], base: type[Registered]) -> bool:
-    return issubclass(cls, base) and "__dataclass_params__" in vars(cls)
+def _last(having: Iterable[type[Registered]], base: type[Registered]) -> Any:
+    """Of classes with one name the last that derives from `base` and can be made, or None.
+
+    What comes with a pickle is an empty class at first, and stays one where there is the class already.
+    """
+    known = [cls for cls in having if issubclass(cls, base) and "__dataclass_params__" in vars(cls)]
+    return known[-1] if known else None
 
 
 def own_catalogue(base: type[Registered]) -> dict[str, tuple[type[Registered], Mapping[str, Any]]]:
@@ -140,8 +148,7 @@ def resolve(base: type[S], what: str, value: "str | S") -> S:
     if not isinstance(value, str):
         return instance(base, what, value, f"a name or a bpnet {base.__name__.lower()}")
     define(base.kind, value)
-    having: Any = reversed(_called.get((base.kind, value), []))
-    cls: Any = next((cls for cls in having if _can_be_made(cls, base)), None)
+    cls = _last(_called.get((base.kind, value), []), base)
     if cls is None:
         define_all()
         known: dict[str, Any] = catalogue(base)
@@ -245,11 +252,12 @@ def restore(value: Any) -> Any:
         raise FileFormatError(f"the file describes an unknown kind of object: {kind!r}")
     name, options = value[kind], {k: restore(v) for k, v in value.items() if k != kind}
     define(kind, name)
-    if name not in _classes[kind]:
+    having = _classes[kind].get(name)
+    if not having:
         raise FileFormatError(
             f"the file uses the {kind} {name!r}, which is not defined: import the module that defines it first"
         )
-    cls: Any = _classes[kind][name]
+    cls: Any = _last(having, Registered) or having[-1]
     strange = options.keys() - _options(cls)
     if strange:
         raise FileFormatError(f"the file describes a {name} with the option {min(strange)!r}, which it does not have")

@@ -65,7 +65,7 @@ class Trainer(HasState):
     seed : of start values, shuffling and dropout; the same seed gives the same result bit for bit on the same library
     clip_norm : largest Euclidean norm of the gradient; None for no limit
     penalties : terms of parameters that training adds to the loss, such as [bp.L2(1e-4)]
-    threads : processor threads to use at most (NumPy), None for all; the result does not depend on it
+    threads : most processor threads to use (NumPy), None for OMP_NUM_THREADS or else all; no result depends on it
     precision : of the products of float32 matrices: "float32"; or for CuPy arrays on a GPU with tensor cores "tf32", of
         numbers rounded to 11 significant bits, or "bfloat16", to 8.  Sums, parameters, the optimizer's state and the
         loss are float32 in any case, and so is what passes between layers, but in a row of dense layers bfloat16.
@@ -418,4 +418,6 @@ class Trainer(HasState):
         fits: Any = expected or partial(layout_for, self.network, self.loss, self.optimizer, self.micro_batch)
         if expected is None and self._engine is not None:
             fits = Expected(self._engine.layout, self._engine.carry[0])
-        return prepare(given, self.network, self.loss, fits, device=self.device, threads=self.threads, values=values)
+        options: dict[str, Any] = {"device": self.device, "threads": self.threads, "values": values}
+        options["ratios"] = self.communicator is None or self.communicator.rows == "same"
+        return prepare(given, self.network, self.loss, fits, **options)

@@ -19,6 +19,9 @@ def main(*options: str) -> int:
     shutil.rmtree(SOURCE, ignore_errors=True)
     shutil.copytree(pages.HERE, SOURCE, ignore=shutil.ignore_patterns("*.py", "__pycache__", "templates"))
     for path in pages.pages():
+        if missing := pages.missing(path):
+            print(f"{path} is shown without being run: {', '.join(missing)} is not installed")
+            continue
         for name, picture in pages.run(path).items():
             (SOURCE / path.relative_to(pages.HERE)).with_name(name).write_bytes(picture)
     for place, text in reference.pages().items():

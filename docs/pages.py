@@ -14,11 +14,27 @@ A block of text that follows is what the block before it prints, `...` standing 
 program saves, as by `plt.savefig("curve.svg")`, and `![The loss](curve.svg)` shows it.  Without Matplotlib the blocks
 that import it are left out, so each block that draws imports it.
 
+A block with a title is a file of that name, and one of a console is commands, each after a `$`, and what they print to
+standard output:
+
+    ```python title="train.py"
+    print("trained")
+    ```
+
+    ```console
+    $ python train.py
+    trained
+    ```
+
     python -m docs.pages docs/recipes/*.md
 """
 
 import io
+import os
 import re
+import shlex
+import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -35,10 +51,30 @@ from bpnet import registry
 
 HERE = Path(__file__).parent
 
-BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\s*^```text\n(.*?)^```$)?", flags=re.DOTALL | re.MULTILINE)
-"""A block of Python, and the block of text that follows it, if one does."""
+BLOCK = re.compile(
+    r'^```(?P<kind>python|console|\w+ title="(?P<file>[^"]+)")\n(?P<code>.*?)^```$'
+    r"(?:\s*^```text\n(?P<prints>.*?)^```$)?",
+    flags=re.DOTALL | re.MULTILINE,
+)
+"""A block that does something, and the block of text that follows it, if one does."""
 IMPORTED = re.compile(r"^\s*(?:import|from) (\w+)", flags=re.MULTILINE)
 PICTURE = re.compile(r"!\[[^\]]+\]\(([^):]+)\)")
+
+COMMAND = re.compile(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", flags=re.MULTILINE)
+"""A command of a console, and what it prints."""
+OURS = {"python": [sys.executable], "bpnet": [sys.executable, "-m", "bpnet"]}
+"""Programs of a console that are those of this environment."""
+NEEDS = {"mpiexec": "mpi4py"}
+"""Modules without which a program of a console does nothing here."""
+AROUND = {
+    "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH", "")))),
+    "PATH": os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", ""))),
+    "OMP_NUM_THREADS": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
+"""What programs of a console find in their environment; Open MPI wants to be told that ranks may outnumber cores."""
 
 STYLE = {
     "figure.figsize": (6.4, 3.6), "savefig.bbox": "tight", "svg.hashsalt": "bpnet",
@@ -53,15 +89,33 @@ class PageError(Exception):
 
 @dataclass(frozen=True)
 class Block:
-    """A program of a page, the line at which it starts, counted from 0, and what it is to print, if the page says."""
+    """What a page does: `code`, the line at which it starts, counted from 0, and what it is to print, if the page says.
+
+    `kind` is "python", "console" or "file", which is to have the name `file`.
+    """
 
     code: str
     line: int
-    prints: str | None
+    prints: str | None = None
+    kind: str = "python"
+    file: str = ""
 
     @property
     def draws(self) -> bool:
-        return "matplotlib" in IMPORTED.findall(self.code)
+        return self.kind == "python" and "matplotlib" in IMPORTED.findall(self.code)
+
+    @property
+    def modules(self) -> set[str]:
+        """The modules that it needs."""
+        if self.kind == "console":
+            return {NEEDS[program] for program in self.programs & NEEDS.keys()}
+        return set(IMPORTED.findall(self.code)) if self.kind == "python" or self.file.endswith(".py") else set()
+
+    @property
+    def programs(self) -> set[str]:
+        """The programs that it needs, of a console."""
+        commands = COMMAND.findall(self.code) if self.kind == "console" else []
+        return {shlex.split(command)[0] for command, _ in commands} - OURS.keys()
 
 
 def pages() -> list[Path]:
@@ -70,14 +124,28 @@ def pages() -> list[Path]:
 
 
 def blocks(text: str) -> list[Block]:
-    """The programs of a page."""
-    return [Block(found[1], text[: found.start(1)].count("\n"), found[2]) for found in BLOCK.finditer(text)]
+    """What a page does, in its order."""
+    return [
+        Block(
+            found["code"],
+            text[: found.start("code")].count("\n"),
+            found["prints"],
+            "file" if found["file"] else found["kind"],
+            found["file"] or "",
+        )
+        for found in BLOCK.finditer(text)
+    ]
 
 
 def missing(path: Path) -> list[str]:
-    """Modules that the page needs and that are not installed, Matplotlib aside."""
-    needed = {name for block in blocks(path.read_text(encoding="utf-8")) for name in IMPORTED.findall(block.code)}
-    return sorted(name for name in needed - {"matplotlib"} if find_spec(name) is None)
+    """Modules, Matplotlib aside, and programs that the page needs and that are not installed."""
+    does = blocks(path.read_text(encoding="utf-8"))
+    modules = {name for block in does for name in block.modules} - {"matplotlib"}
+    programs = {name for block in does for name in block.programs}
+    return sorted(
+        {name for name in modules if find_spec(name) is None}
+        | {name for name in programs if shutil.which(name, path=AROUND["PATH"]) is None}
+    )
 
 
 def run(path: Path) -> dict[str, bytes]:
@@ -88,9 +156,14 @@ def run(path: Path) -> dict[str, bytes]:
     """
     text, has_matplotlib = path.read_text(encoding="utf-8"), find_spec("matplotlib") is not None
     space: dict[str, Any] = {"__name__": f"docs.{path.stem.replace('-', '_')}"}
-    with tempfile.TemporaryDirectory() as folder, _surroundings(folder):
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _surroundings(folder):
         for block in blocks(text):
-            if not block.draws:
+            if block.kind == "file":
+                Path(block.file).parent.mkdir(parents=True, exist_ok=True)
+                Path(block.file).write_text(block.code, encoding="utf-8")
+            elif block.kind == "console":
+                _run_commands(path, block)
+            elif not block.draws:
                 _run_block(path, block, space)
             elif has_matplotlib:
                 with _drawing():
@@ -110,6 +183,21 @@ def _run_block(path: Path, block: Block, space: dict[str, Any]) -> None:
         raise PageError(f"{path}, line {block.line + 1}, says\n\n{block.prints}\nbut prints\n\n{printed}")
 
 
+def _run_commands(path: Path, block: Block) -> None:
+    """Run the commands of a console one after the other."""
+    for found in COMMAND.finditer(block.code):
+        words = [part for word in shlex.split(found[1]) for part in OURS.get(word, [word])]
+        words[0] = shutil.which(words[0], path=AROUND["PATH"]) or words[0]
+        options: dict[str, Any] = {"env": os.environ | AROUND, "timeout": 120, "capture_output": True, "text": True}
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, **options)
+        if done.returncode or not equal(done.stdout, found[2]):
+            place = f"{path}, line {block.line + block.code[: found.start()].count(chr(10)) + 1}"
+            raise PageError(
+                f"{place}: {found[1]} is to print\n\n{found[2]}\nbut prints\n\n{done.stdout}\n"
+                f"and ends with {done.returncode}\n\n{done.stderr}"
+            )
+
+
 def equal(printed: str, said: str) -> bool:
     """Whether a program prints what a page says: `...` is anything, and blanks at the ends of lines don't count."""
     plain = ["\n".join(line.rstrip() for line in text.strip().splitlines()) for text in (printed, said)]
@@ -122,7 +210,7 @@ def _surroundings(folder: str) -> Iterator[None]:
     others = [
         (known, name, known.pop(name))
         for known in registry._classes.values()
-        for name in [name for name, cls in known.items() if not cls.__module__.startswith("bpnet.")]
+        for name in [name for name, having in known.items() if not having[-1].__module__.startswith("bpnet.")]
     ]
     try:
         with chdir(folder), warnings.catch_warnings(), numpy.printoptions():
@@ -130,10 +218,10 @@ def _surroundings(folder: str) -> Iterator[None]:
             yield
     finally:
         for known in registry._classes.values():
-            for name in [name for name, cls in known.items() if cls.__module__.startswith("docs.")]:
+            for name in [name for name, having in known.items() if having[-1].__module__.startswith("docs.")]:
                 del known[name]
-        for known, name, cls in others:
-            known[name] = cls
+        for known, name, having in others:
+            known[name] = having
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from bpnet import data, errors, files, plots, typing
+from bpnet import data, distributed, errors, files, plots, typing
 from bpnet.cli.info import describe_catalogue
 from bpnet.cli.terminal import JSON
 from docs.docstrings import prose
@@ -24,6 +24,7 @@ OTHERS = {
     "Trainer": "Trainer load History inspect Inspection Summary",
     "Tables": "train_table search_table TableModel Schema Target MLPClassifier MLPRegressor report",
     "Data": "data",
+    "Distributed": "distributed",
     "Files": "files",
     "Plots": "plots",
     "Core": "value_and_grad row_losses minimize layout_of Layout reference backends typing",
@@ -35,6 +36,7 @@ OTHERS = {
 MEMBERS: dict[str, Sequence[str]] = {
     "backends": ("backend_of", "get"),
     "data": data.__all__,
+    "distributed": distributed.__all__,
     "errors": [name for name in vars(errors) if name.endswith(("Error", "Warning"))],
     "files": files.__all__,
     "initializers": (),

@@ -29,6 +29,7 @@ MATHEMATICS = [
     if name.split(".")[1]
     in (
         "layer",
+        "rng",
         "layers",
         "losses",
         "metrics",
@@ -43,7 +44,7 @@ MATHEMATICS = [
 
 HOST_NUMPY = {  # functions that may use NumPy, on the host: start values, shuffling, proofs
     "bpnet.backends.base": {"Backend.to_host", "Prefetcher.send"},
-    "bpnet.layer": {"Rng.__init__", "Rng.orthogonal", "Rng.full", "Rng.given", "ShapeRng.full"},
+    "bpnet.rng": {"Rng.__init__", "Rng.orthogonal", "Rng.full", "Rng.given", "ShapeRng.full"},
     "bpnet.layout": {"Layout.start"},
     "bpnet.data.loader": {"row_order"},
     "bpnet.checking": {"_compared", "_single_steps", "_fit"},
@@ -100,6 +101,7 @@ RANKS = {  # who may import whom: a module imports only what ranks lower
     "compiler": 1.5,
     "registry": 2,
     "backends": 2,
+    "rng": 2.5,
     "layer": 3,
     "initializers": 4,
     "slopes": 4,

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # bench is no part of the installed package
 
 from bench import __main__ as command  # noqa: E402
-from bench import epoch, faults, imports, measure, memory, mnist, profile, published, readme, report, scaling  # noqa: E402
+from bench import epoch, faults, imports, measure, memory, mnist, profile, published, readme, report, threads  # noqa: E402
 from bench.contenders import ALL, Entry  # noqa: E402
 from bench.plan import Case, Contestant, Plan  # noqa: E402
 from bench.suites import SUITES  # noqa: E402
@@ -306,11 +306,11 @@ def test_epoch_import_and_threads(capsys: pytest.CaptureFixture[str]) -> None:
     seconds, extras = imports.once("import numpy, bpnet")
     assert seconds > 0
     assert extras == []
-    assert scaling.counts_up_to(6) == [1, 2, 4, 6]
+    assert threads.counts_up_to(6) == [1, 2, 4, 6]
     options = command.parser().parse_args(
         ["threads", "--workload", "d", "--batch", "4", "--threads", "1", "--rounds", "3", "--contender", "numpy"]
     )
-    (record,) = scaling.run(options)
+    (record,) = threads.run(options)
     assert record["contenders"]["numpy@1"]["speedup"]["median"] == 1.0
     assert "efficiency" in capsys.readouterr().out
 

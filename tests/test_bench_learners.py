@@ -190,7 +190,7 @@ def test_an_estimator_is_measured_and_compared(
 
 
 def test_pages_are_made_of_the_runs(tmp_path: Path) -> None:
-    names = ("runs", "mnist", "catalogue", "estimators", "tables", "gpu")
+    names = ("runs", "mnist", "catalogue", "estimators", "tables", "scaling", "gpu")
     empty = "\n".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->" for name in names)
     machine = {"cpu": "A processor", "cores": 2, "python": "3.11", "system": "Linux", "date": "2026-01-01 00:00 UTC"}
     of = {

@@ -2,6 +2,7 @@
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,11 @@ def test_a_page_prints_what_it_says(page: str) -> None:
     path = pages.HERE / page
     if missing := pages.missing(path):
         pytest.skip(f"{', '.join(missing)} is not installed")
-    pages.run(path)
+    try:
+        pages.run(path)
+    finally:
+        if "ray" in sys.modules:  # whose processes are not to outlive a page that failed
+            sys.modules["ray"].shutdown()
 
 
 def page_of(folder: Path, text: str) -> Path:
@@ -58,6 +63,36 @@ def test_blocks_are_one_program_whose_output_counts(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError) as raised:
         pages.run(page_of(tmp_path, TWO_BLOCKS.format("1 / 0")))
     assert (raised.traceback[-1].path, raised.traceback[-1].lineno + 1) == (tmp_path / "page.md", 16)
+
+
+CONSOLE = """
+'''python title="programs/add.py"
+import sys
+print(int(sys.argv[1]) + 1)
+'''
+
+'''console
+$ python programs/add.py 41
+42
+$ python -c "print('first'); print('second')"
+...
+{}
+'''
+"""
+
+
+def test_programs_of_a_page_are_run_as_a_reader_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pages.run(page_of(tmp_path, CONSOLE.format("second"))) == {}
+    with pytest.raises(
+        pages.PageError, match=r"page.md, line 10: python -c [^\n]* is to print\n\n\.\.\.\nthird\n\nbut prints\n\nfirst"
+    ):
+        pages.run(page_of(tmp_path, CONSOLE.format("third")))
+    with pytest.raises(pages.PageError, match=r"ends with 3"):
+        pages.run(page_of(tmp_path, "'''console\n$ python -c 'raise SystemExit(3)'\n'''\n"))
+    needy = "'''python title=\"a.py\"\nimport no_module\n'''\n'''console\n$ no_program -n 2\n'''\n"
+    assert pages.missing(page_of(tmp_path, needy)) == ["no_module", "no_program"]
+    monkeypatch.setattr(pages, "find_spec", lambda name: None)
+    assert "mpi4py" in pages.missing(page_of(tmp_path, "'''console\n$ mpiexec -n 2 python train.py\n'''\n"))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -1,6 +1,7 @@
 """Ranks that are processes of MPI: what they say to each other arrives, and one that fails ends all."""
 
 import re
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from support.ranks import Run, ranks, threads
 
 import bpnet as bp
 from bpnet.distributed.verdict import Doing, judge
-from bpnet.errors import MissingExtraError, OptionError
+from bpnet.errors import MissingExtraError, MissingPackageError, OptionError
 
 
 def check_calls(found):
@@ -33,6 +34,8 @@ def test_what_ranks_say_to_each_other_arrives():
     check_calls(threads(3, calls))
     every, halves = zip(*ranks(4, groups), strict=True)
     check_calls(every)
+    assert re.fullmatch(r"4 ranks: processes \d+, \d+, \d+, \d+ on \S+", every[0]["described"])
+    assert [one["local"] for one in halves] == [(0, 2), (1, 2)] * 2
     check_calls(halves[:2])
     check_calls(halves[2:])
     assert every[0]["in place float32"], "NumPy's vector is added up where it lies"
@@ -132,7 +135,11 @@ def test_options_are_checked():
         bp.distributed.MPI(timeout=0.5)
 
 
-def test_without_mpi4py_the_error_says_what_to_install(monkeypatch):
+def test_without_mpi_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr("bpnet.distributed.mpi.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"pip install 'bpnet-xp\[mpi\]'"):
+        bp.distributed.MPI().connect()
+    monkeypatch.setattr("bpnet.distributed.mpi.find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "mpi4py", None)  # which has found no library of MPI, as it were
+    with pytest.raises(MissingPackageError, match="pip install mpich"):
         bp.distributed.MPI().connect()

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 from support import substitute
-from support.ranks import ThreadCommunicator, threads
+from support.nvrtc import ARCHITECTURES, by_nvrtc
+from support.ranks import threads
 from support.world import Spent, World
+from test_graph import NETS, data
 
 import bpnet as bp
 from bpnet.backends.base import State
@@ -171,6 +173,30 @@ def test_a_captured_step_has_the_sum_in_its_graph_and_the_host_waits_for_nothing
     np.testing.assert_allclose(captured[0][0], w, rtol=1e-5 if dtype is None else 0.05)
 
 
+def fitted(distributed: Any, array: Any) -> Any:
+    """A trainer after three epochs of two steps."""
+    x, y = map(array, data(30, "float64"))
+    trainer = bp.Trainer(NETS["plain"], "cross_entropy", bp.SGD(0.1), clip_norm=0.5, distributed=distributed)
+    trainer.fit(x, y, epochs=3, batch_size=15, progress=False)
+    return trainer
+
+
+def test_ranks_train_as_one_process_does_and_their_steps_are_graphs(gpus: World) -> None:
+    """To 1e-12, with the same bits on all ranks."""
+    expected = fitted(None, np.asarray)
+
+    def work(ranks: Any) -> Any:
+        trainer = fitted(ranks, gpus.cupy.asarray)
+        return trainer.theta.get(), trainer.history["loss"]
+
+    found = on_gpus(2, work)
+    assert gpus.counts["node: all-reduce"] == 2
+    for theta, losses in found:
+        np.testing.assert_array_equal(theta, found[0][0])
+        np.testing.assert_allclose(theta, expected.theta, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(losses, expected.history["loss"], rtol=1e-12)
+
+
 def test_a_step_whose_sum_is_the_hosts_business_is_captured_in_two_parts(gpus: World) -> None:
     """As with MPI: before the sum and after it."""
     seen = []
@@ -227,14 +253,14 @@ def test_a_device_that_waits_for_a_rank_goes_on_when_the_time_is_over(gpus: Worl
         ranks.all_reduce(gpus.seam, vector, 1)
         begun = time.monotonic()
         gpus.cuda.get_current_stream().synchronize()
-        assert 0.9 < time.monotonic() - begun < 5.0
+        assert 0.3 < time.monotonic() - begun < 5.0
         try:
             ranks.check()
         finally:
             come.set()
 
-    with pytest.raises(RankError, match="the GPU of rank 0 has waited 1 s for other ranks, after 1 sum"):
-        on_gpus(2, work, timeout=1.0)
+    with pytest.raises(RankError, match=r"the GPU of rank 0 has waited 0\.4 s for other ranks, after 1 sum"):
+        on_gpus(2, work, timeout=0.4)
 
 
 class Watch:
@@ -304,6 +330,20 @@ def test_two_ranks_on_one_gpu_are_told_that_nccl_wants_one_for_each(gpus: World)
     assert told.value.on_all_ranks  # type: ignore[attr-defined]
 
 
+def test_what_nccl_refuses_is_told_with_its_own_words(gpus: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two ranks on one GPU where that is seen by NCCL alone."""
+    from bpnet.backends.cupy import collectives
+
+    places = iter("abc")
+    monkeypatch.setattr(collectives, "place", lambda device: next(places))
+
+    def work(control: Any) -> None:
+        NCCLCommunicator(control).all_reduce(gpus.seam, array(gpus, np.ones(4)), 1)
+
+    with pytest.raises(DeviceError, match=r"NCCL could not connect the ranks: NCCL_ERROR_INVALID_USAGE.*NCCL_DEBUG"):
+        threads(2, work)
+
+
 def test_arrays_of_other_libraries_are_told_where_to_go() -> None:
     def work(control: Any) -> None:
         NCCLCommunicator(control).all_reduce(bp.backends.get("numpy"), np.ones(4), 1)
@@ -370,6 +410,14 @@ def test_the_substitute_for_nccl_takes_what_nvidias_own_binding_passes() -> None
         assert re.search(rf'\b{name} "{name}" = {number}\n', text), name
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvidias_compiler_takes_the_kernels(architecture: str) -> None:
+    pytest.importorskip("cupy", reason="CuPy is not installed")
+    from bpnet.backends.cupy.collectives import KERNELS
+
+    by_nvrtc(KERNELS, architecture)
+
+
 # ---- MPI and devices ------------------------------------------------------------------------------------------------
 
 
@@ -427,22 +475,19 @@ def test_mpi_is_asked_whether_it_reads_devices(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_ranks_of_a_host_take_its_gpus_in_turn(devices: int, gpus: World) -> None:
+    """Two hosts with three ranks each."""
+
+    def of_rank(ranks: Any, device: Any) -> Any:
+        ranks.local_rank = ranks.rank % 3
+        return device_of_rank(ranks, device)
+
     ctypes.CDLL("libcuda.so.1").sub_devices(devices)
-    assert threads(3, device_of_rank, "cuda") == [f"cuda:{rank % devices}" for rank in range(3)]
-    assert threads(2, device_of_rank, "cuda:1") == ["cuda:1"] * 2
-    assert threads(2, device_of_rank, None) == [None] * 2
+    assert threads(6, of_rank, "cuda") == [f"cuda:{rank % 3 % devices}" for rank in range(6)]
+    assert threads(2, of_rank, "cuda:1") == ["cuda:1"] * 2
+    assert threads(2, of_rank, None) == [None] * 2
 
 
-def test_ranks_of_several_hosts_count_their_own(gpus: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hosts(ThreadCommunicator):
-        def all_gather(self, value: Any) -> Any:
-            return ["a", "b", "a", "b"] if isinstance(value, str) else [value] * 4
-
-    ranks = Hosts(types.SimpleNamespace(brought=[None] * 4), 0)  # type: ignore[arg-type]
-    found = []
-    for ranks.rank in range(4):
-        found.append(device_of_rank(ranks, "cuda"))
-    assert found == ["cuda:0", "cuda:0", "cuda:1", "cuda:1"]
+def test_a_rank_without_a_gpu_is_told_so_and_all_are(gpus: World) -> None:
     ctypes.CDLL("libcuda.so.1").sub_devices(0)
     with pytest.raises(DeviceError, match="device is 'cuda', but CuPy finds no CUDA device on host"):
-        device_of_rank(ranks, "cuda")
+        threads(2, device_of_rank, "cuda")

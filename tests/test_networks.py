@@ -3,6 +3,7 @@
 As many as take some seconds; `--networks FIRST:STOP` runs those of these seeds, however many.
 """
 
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 from conftest import without_cublaslt
 from support.networks import distance, drawn, state_of
+from support.ranks import threads
 
 import bpnet as bp
+from bpnet.registry import Registered
 
 DIRECTIONS = range(40)
+IN_PARTS = range(30)
 WAYS = {
     "numpy": ("numpy", False, range(24)),
     "strict": ("strict", False, range(24)),
@@ -34,7 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     asked = metafunc.config.getoption("networks")
     chosen = range(*map(int, asked.split(":"))) if asked else None
     if "way" not in metafunc.fixturenames:
-        metafunc.parametrize("network", chosen or DIRECTIONS)
+        metafunc.parametrize("network", chosen or (IN_PARTS if "parts" in metafunc.function.__name__ else DIRECTIONS))
         return
     pairs = [(way, network) for way, (*_, usual) in WAYS.items() for network in chosen or usual]
     marks = {True: [pytest.mark.gpu], False: []}
@@ -110,3 +114,35 @@ def test_a_step_is_the_same(way: str, network: int, library: Any, uncompiled: An
         trainer.restore(start)
         for captured, launched in zip(stepped(), found, strict=True):
             np.testing.assert_array_equal(captured, launched)
+
+
+def synchronised(value: Any) -> Any:
+    """A network with the statistics of all rows in the place of those of a rank's."""
+    if isinstance(value, bp.BatchNorm):
+        return replace(value, synchronised=True)
+    if isinstance(value, tuple):
+        return tuple(map(synchronised, value))
+    if not isinstance(value, Registered):
+        return value
+    options = {f.name: synchronised(getattr(value, f.name)) for f in fields(value)}  # type: ignore[arg-type]
+    return type(value)(*(options.pop(value.star) if value.star else ()), **options)
+
+
+def test_a_step_in_parts_is_the_same(network: int) -> None:
+    """By micro-batches of two rows at most, and by two ranks or three, which end with the same bits."""
+    problem, expected, _ = drawn(network)
+
+    def stepped(**options: Any) -> list[Any]:
+        trainer = replace(problem, network=synchronised(problem.network), options=problem.options | options)
+        made = trainer.trainer(compile=False).build(problem.x)
+        return [np.asarray(a) for a in (made.step(*problem.batch(np.array)), *state_of(made))]
+
+    if not (problem.network.couples_rows or problem.network.updates_buffers):
+        assert distance(stepped(micro_batch=2), expected) <= 1e-12, str(problem)
+    for count in {2, 3, 3 if problem.network.couples_rows else 7}:
+        if not (problem.network.couples_rows and len(problem.y) < count):  # who normalizes needs rows
+            first, *others = threads(count, lambda ranks: stepped(distributed=ranks))
+            assert distance(first, expected) <= 1e-12, (str(problem), count)
+            for other in others:
+                for found, same in zip(other, first, strict=True):
+                    np.testing.assert_array_equal(found, same)

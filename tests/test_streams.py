@@ -1,13 +1,20 @@
 """Data larger than memory: the same training as from arrays, bounded windows, and errors that name the file and row."""
 
+import gc
 import itertools
+import os
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.world import World
 
 import bpnet as bp
 from bpnet.data.streams.order import Shuffled, cuts_of
@@ -238,7 +245,7 @@ def drawn(rows: int, block: int, size: int, together: int, epoch: int = 0, **lan
 
 def test_every_row_comes_once_and_anywhere() -> None:
     """Each place of the epoch has each row as often, as by a permutation of all: chi-squared of rows by places."""
-    rows, cells, epochs = 96, 8, 3000
+    rows, cells, epochs = 96, 8, 1000
     counts = np.zeros((cells, cells))
     for epoch in range(epochs):
         order = drawn(rows, 6, 4, 5, epoch)
@@ -247,7 +254,7 @@ def test_every_row_comes_once_and_anywhere() -> None:
     expected = epochs * rows / cells**2
     # a block of 6 rows comes nearly as one, which multiplies the variance of a cell by up to 6
     assert ((counts - expected) ** 2 / expected).sum() / (cells - 1) ** 2 < 6 * 1.5
-    assert abs(counts / expected - 1).max() < 0.06
+    assert abs(counts / expected - 1).max() < 0.12
 
 
 def test_what_blocks_leave_of_sorted_data() -> None:
@@ -400,3 +407,205 @@ def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:
     x[32:64] = np.nan
     with pytest.raises(bp.errors.DataError, match="none of the 32 rows of a batch can be used"):
         fitted(bp.data.stream(x, y, bad_rows="skip", **SMALL), shuffle=False)
+
+
+def test_a_file_that_is_cut_or_written_to_is_an_error(tmp_path: Path) -> None:
+    """Of a map too, where reading on would end the process: within the epoch, and while the batch is there."""
+    x, y, _ = data(5000)
+
+    class Cut(bp.Callback):
+        def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+            if step == 20:
+                change()
+
+    path = ""
+    changes: list[tuple[Callable[[], Any], str]] = [
+        (lambda: os.truncate(path, 10_000), r"x\.npy has been cut to 10,000 bytes of 80,128: restore the file"),
+        (lambda: os.utime(path, ns=(0, 0)), r"x\.npy has changed since the stream was made"),
+        (lambda: os.unlink(path), r"x\.npy can't be read: No such file"),
+    ]
+    for change, match in changes:  # noqa: B007 - the callback calls it
+        path = saved(tmp_path, x=x)["x"]
+        for given in (path, np.load(path, mmap_mode="r")):
+            saved(tmp_path, x=x)
+            rows = bp.data.stream(given, y, **SMALL)
+            with pytest.raises(bp.errors.PathError, match=match):
+                fitted(rows, epochs=9, callbacks=[Cut()])
+    path = saved(tmp_path, x=x)["x"]
+    os.truncate(path, 70_000)
+    with pytest.raises(bp.errors.PathError, match="has 70,000 bytes of 80,128: it has been cut off"):
+        bp.data.stream(path, y)
+
+
+def test_a_damaged_table_is_an_error_with_the_row(tmp_path: Path) -> None:
+    path, names = parquet(tmp_path, *data())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:2000] + b"\xff" * 800 + whole[2800:])
+    with pytest.raises(bp.errors.DataError, match=r"t\.parquet is damaged from row \d+ on: "):
+        fitted(bp.data.stream(path, **names, **SMALL))
+    path.write_bytes(whole[:-100])
+    with pytest.raises(bp.errors.FileFormatError, match=r"t\.parquet is not a Parquet file, or is damaged"):
+        bp.data.stream(path, **names)
+
+
+def test_missing_values_of_a_table(tmp_path: Path) -> None:
+    """NaN where numbers are missing, which a network may take; of labels they are bad rows."""
+    pa = pytest.importorskip("pyarrow")
+    x, y, _ = data()
+    columns = {f"c{i}": pa.array(x[:, i]) for i in range(3)}
+    columns["c3"] = pa.array([None if i % 7 == 0 else i for i in range(ROWS)])
+    table = pa.table(columns | {"y": y})
+    with pytest.raises(bp.errors.DataError, match="row 0 of the table: x has NaN or infinity"):
+        fitted(bp.data.stream(table, "y", **SMALL), shuffle=False)
+    x[:, 3] = np.where(np.arange(ROWS) % 7 == 0, np.nan, np.arange(ROWS))
+    net = bp.Sequential(bp.NumericInput.fit(x), bp.Dense(3))
+    found, expected = trainer(net), trainer(net)
+    found.fit(bp.data.stream(table, "y", buffer=2**13, shuffle="exact"), progress=False)
+    expected.fit(x, y, progress=False)
+    same(found, expected)
+    labels = pa.array([None if i == 611 else int(label) for i, label in enumerate(y)])
+    with pytest.raises(bp.errors.DataError, match="row 611 of the table: y has no value"):
+        fitted(bp.data.stream(table.select(["c0", "c1"]).append_column("y", labels), "y", **SMALL))
+
+
+def test_what_can_be_no_stream(tmp_path: Path) -> None:
+    x, y, w = data()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no.npy").write_bytes(b"hello")
+    np.save(tmp_path / "objects.npy", np.array([{}, {}]), allow_pickle=True)
+    errors = bp.errors
+    cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (lambda: bp.data.stream(7), errors.ArgumentError, "x is of type int; expected a path, an array, or an object"),
+        (lambda: bp.data.stream(tmp_path / "a.npy"), errors.NoSuchPathError, "a.npy, which is not there"),
+        (lambda: bp.data.stream(tmp_path / "a.h5"), errors.NoSuchPathError, "a.h5, which is not there"),
+        (lambda: bp.data.stream(tmp_path / "a.parquet"), errors.NoSuchPathError, "a.parquet can't be read"),
+        (lambda: bp.data.stream(tmp_path / "empty"), errors.PathError, "a folder without files of rows"),
+        (lambda: bp.data.stream(tmp_path / "no.npy"), errors.FileFormatError, "no.npy is not a .npy file, or is dam"),
+        (lambda: bp.data.stream(tmp_path / "objects.npy"), errors.DTypeError, "holds Python objects"),
+        (lambda: bp.data.stream(x[:0]), errors.DataError, "x has no rows"),
+        (lambda: bp.data.stream(x, y[:9]), errors.ShapeError, "x has 700 rows, but y has 9"),
+        (lambda: bp.data.stream(x, y, shuffle="some"), errors.OptionError, "shuffle is 'some'; expected"),
+        (lambda: bp.data.stream(x, y, buffer=0), errors.OptionError, "buffer is 0; expected"),
+        (lambda: bp.data.stream(x, y, columns=["a"]), errors.OptionError, "columns is given, but x is of type ndarray"),
+        (lambda: bp.data.stream(x, y, count=3), errors.OptionError, "count is given, but x is of type ndarray"),
+        (lambda: bp.data.stream({"a": x, "b": [[1.0]]}, y), errors.ShapeError, r"x\['a'\] has 700 rows, but x"),
+        (lambda: bp.data.stream(lambda: [x], y), errors.ArgumentError, "x is batches, and y or sample_weight is given"),
+        (lambda: bp.data.stream(lambda: iter(())), errors.DataError, "x has no rows"),
+        (lambda: bp.data.stream(lambda: 3), errors.ArgumentError, "x gave something of type int; expected an iterator"),
+        (lambda: bp.data.stream(lambda: [(x, y), (x, y[:5])]), errors.ShapeError, "batch 1 of x, from row 700 on,"),
+        (lambda: bp.data.stream(lambda: [(x, y), (x[:, :2], y)]), errors.ShapeError, r"has rows of \(2,\), \(\), but"),
+        (lambda: fitted(bp.data.stream(x)), errors.ArgumentError, "x is a stream without targets"),
+        (lambda: fitted(bp.data.stream(x, y), y), errors.ArgumentError, "x is a stream, and y is given too"),
+        (lambda: fitted(x), errors.ArrayMismatchError, "y is None"),
+        (lambda: fitted(bp.data.stream(x, y), validation=(x,)), errors.ShapeError, "validation has 1 part"),
+        (lambda: fitted(bp.data.stream(x, w)), errors.DTypeError, "y holds float32 values, but labels are"),
+    ]
+    for call, kind, match in cases:
+        with pytest.raises(kind, match=match):
+            call()
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"a": x[:, 0], "text": ["b"] * ROWS, "y": y})
+    with pytest.raises(errors.UnknownNameError, match="unknown column of the table 'why': known are a, text, y"):
+        bp.data.stream(table, "why")
+    with pytest.raises(errors.DTypeError, match=r"column 'text' of the table holds string values; expected num"):
+        bp.data.stream(table, "y")
+
+
+# ---- memory, threads, devices ---------------------------------------------------------------------------------------
+
+LIMITED = """
+import resource, sys
+import numpy as np
+import bpnet as bp
+
+path, labels = sys.argv[1:]
+trainer = bp.Trainer(bp.Sequential(bp.Dense(4), bp.Dense(2)), "cross_entropy", compile=False)
+x = np.zeros((64, 256), "f4")
+trainer.fit(bp.data.stream(x, np.zeros(64, "i4"), buffer=2**10), batch_size=64, progress=False)
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 120 * 2**20,) * 2)
+rows = bp.data.stream(path, labels, buffer=2**25)
+trainer.fit(rows, batch_size=4096, progress=False)
+assert trainer.evaluate(rows)["accuracy"] == 1.0
+assert len(trainer.predict(rows)) == len(rows) == 300_000
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS and /proc are Linux's")
+def test_memory_is_bounded_whatever_the_file(tmp_path: Path) -> None:
+    """A file of 300 MB within 120 MB more than there was, of which the stacks of threads take 32."""
+    for name, shape, dtype in (("x", (300_000, 256), "<f4"), ("y", (300_000,), "u1")):
+        with open(tmp_path / f"{name}.npy", "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+            file.truncate(file.tell() + int(np.prod(shape)) * np.dtype(dtype).itemsize)
+    run = [sys.executable, "-c", LIMITED, str(tmp_path / "x.npy"), str(tmp_path / "y.npy")]
+    assert subprocess.run(run, timeout=120, capture_output=True, text=True).stderr == ""
+
+
+def test_threads_end_with_the_training(tmp_path: Path) -> None:
+    x, y, _ = data(5000)
+    before = set(threading.enumerate())
+    with pytest.raises(KeyboardInterrupt):
+        fitted(bp.data.stream(x, y, threads=3, **SMALL), callbacks=[StopAt(7)])
+    gc.collect()
+    assert set(threading.enumerate()) <= before
+
+
+def test_what_is_predicted_is_not_the_memory_of_a_window() -> None:
+    @dataclass(frozen=True)
+    class Passing(bp.Layer):
+        """Gives x as it is."""
+
+        def init(self, rng: Any, in_shape: Any) -> Any:
+            return {"a": rng.full((1,), 0.0)}
+
+        def forward(self, run: Any, p: Any, x: Any) -> Any:
+            return x, None
+
+        def backward(self, run: Any, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> Any:
+            return dy, {"a": p["a"]}
+
+    x, _, _ = data()
+    made = bp.Trainer(Passing(), "mse", compile=False).build(x)
+    np.testing.assert_array_equal(made.predict(bp.data.stream(x, **SMALL)), x)
+
+
+def test_streams_to_another_library() -> None:
+    """The values of arrays on the host that are streamed there."""
+    pytest.importorskip("torch")
+    x, y, w = data(200)
+    x = (x * 9).astype("uint8")
+    options: dict[str, Any] = {"device": "torch", "compile": False}
+    found, expected = (bp.Trainer(NET, "cross_entropy", bp.Adam(0.02), **options) for _ in range(2))
+    rows = bp.data.stream(x, y, sample_weight=w, buffer=2**11, shuffle="exact")
+    found.fit(rows, batch_size=32, progress=False, validation=rows)
+    expected.fit(x, y, sample_weight=w, batch_size=32, progress=False, validation=(x, y, w))
+    np.testing.assert_allclose(np.asarray(found.theta), np.asarray(expected.theta), rtol=1e-6, atol=1e-7)
+    assert found.history.epochs[0]["val_loss"] == pytest.approx(expected.history.epochs[0]["val_loss"], rel=1e-6)
+    np.testing.assert_allclose(found.predict(rows), expected.predict(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [{}, {"buffer": 2**11, "block": 10}])
+def test_streams_to_a_device(kept: dict[str, Any], world: World) -> None:
+    """Through the memory that a device reads by itself, in whatever order its streams run."""
+    x, y, w = data(200)
+    x = (x * 9).astype("uint8")
+    w = w + 1
+    options: dict[str, Any] = {"batch_size": 32, "epochs": 2, "progress": False}
+    rows = bp.data.stream(x, y, sample_weight=w, **kept)
+    here = bp.Trainer(NET, "cross_entropy", bp.Adam(0.02), device="cuda")
+    here.fit(rows, validation=rows, **options)
+    there = bp.Trainer(NET, "cross_entropy", bp.Adam(0.02))
+    order = here._prepare({"x": rows, "y": None})
+    arrays = [world.array(a) for a in (x.astype("float32"), y, w)]
+    there.fit(
+        *arrays[:2], sample_weight=arrays[2], shuffle=lambda epoch: order.order(0, epoch, True, 32).rows(), **options
+    )
+    for a, b in zip((here.theta, *here.state), (there.theta, *there.state), strict=True):
+        np.testing.assert_array_equal(world.cupy.asnumpy(a), world.cupy.asnumpy(b))
+    scores = there.evaluate(*arrays[:2], sample_weight=arrays[2])
+    assert here.history.epochs[-1]["val_loss"] == pytest.approx(scores["loss"], rel=1e-6)
+    outputs = here.predict(rows)
+    assert type(outputs) is np.ndarray
+    np.testing.assert_allclose(outputs, world.cupy.asnumpy(there.predict(arrays[0])), rtol=1e-6)

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import bpnet as bp
 from bpnet.backends.blas import BLAS
+from bpnet.backends.threads import available_threads, default_threads
 
 NETWORKS = {
     "dense": bp.Sequential(bp.Dense(64, "relu"), bp.Dense(10)),
@@ -108,6 +109,23 @@ def test_a_layer_that_couples_rows_sees_the_whole_batch() -> None:
     assert [rows for rows, _, _ in SEEN] == [len(x)]
     trainer.predict(x)
     assert len(SEEN) > 2, "prediction may be cut"
+
+
+@pytest.mark.parametrize(
+    ("told", "threads"),
+    [("1", 1), ("1,4", 1), *((told, available_threads()) for told in ("9999", "", "0", "-1", "all"))],
+)
+def test_where_nobody_says_how_many_the_environment_may(told: str, threads: int, monkeypatch: Any) -> None:
+    """So that the workers of joblib, Dask and Ray, who are told by it, don't fight for processors."""
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    default_threads.cache_clear()
+    SEEN.clear()
+    try:
+        assert default_threads() == threads
+        bp.Trainer(bp.Sequential(Spy(), bp.Dense(10)), "cross_entropy", compile=False).fit(*data(), progress=False)
+    finally:
+        default_threads.cache_clear()
+    assert len({name for _, _, name in SEEN}) <= threads
 
 
 # ---- BLAS -----------------------------------------------------------------------------------------------------------

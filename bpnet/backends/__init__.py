@@ -122,6 +122,11 @@ def _find(array: Array, name: str) -> Backend:
             kind = type(array).__name__
             raise ArrayMismatchError(f"{name} is a {kind}, which is not a plain array: pass numpy.asarray({name})")
         return get("numpy")
+    if array_api_compat.is_dask_array(array):
+        raise ArrayMismatchError(
+            f"{name} is a Dask array, whose values are yet to be computed: bp.data.stream reads it chunk by chunk, "
+            f"{name}.compute() makes it one array of NumPy"
+        )
     for library in ("torch", "jax", "cupy"):
         if getattr(array_api_compat, f"is_{library}_array")(array):
             return get(library)

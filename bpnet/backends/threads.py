@@ -23,6 +23,15 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@functools.cache
+def default_threads() -> int:
+    """How many threads compute where nobody says: OMP_NUM_THREADS if that is set, as joblib, Dask and Ray do for the
+    processes that they start, so that these leave each other their processors; else one on each that there is.
+    """
+    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]  # a list is of nested regions
+    return min(int(told), available_threads()) if told.isdecimal() and int(told) > 0 else available_threads()
+
+
 class NumpySession(NoWarnings):
     """One public call that computes with NumPy: its threads, BLAS at one, and no floating-point warnings.
 
@@ -32,7 +41,7 @@ class NumpySession(NoWarnings):
     limits_blas = True
 
     def __init__(self, threads: int | None) -> None:
-        self.threads = threads or current.session.threads or available_threads()
+        self.threads = threads or current.session.threads or default_threads()
         self.own: Limits = []
 
     def __enter__(self) -> None:
@@ -56,7 +65,7 @@ class ThreadsSession(Session):
 
     def __init__(self, threads: int | None, compiles: bool) -> None:
         outer = current.session
-        self.threads = threads or outer.threads or available_threads()
+        self.threads = threads or outer.threads or default_threads()
         self.compiles, self.limits_blas = compiles, outer.limits_blas
 
 

@@ -170,6 +170,13 @@ class TracingBackend(Backend):
         return self.graph.entries(op, (limit, before, *key), tuple(shape), dtype)
 
 
+class _Alone:
+    """In the place of a training's communicator: the other ranks are not there."""
+
+    def all_reduce(self, backend: Backend, vector: Array, tail: int = 0) -> Array:
+        return vector
+
+
 class _Outlined:
     """A layer or loss, of which a method that can't be traced is called with real arrays, as it stands."""
 
@@ -197,15 +204,19 @@ class _Outlined:
         if terms is not None:
             del terms[count:]  # which it adds again
 
+        ranks: list[Any] = [None if run.ranks is None else _Alone()]  # while this is traced, which others need not be
+
         def really(key: Key, first: Any, values: Any, share: Any, *args: Any) -> tuple[Any, Any]:
             with real.session():
                 schedules = dict(zip(run.values, values, strict=True))
                 own = type(run)(real, run.training, tuple(map(int, key)), real.context(precision), schedules)
-                own.terms, own.share, own.first_row = None if terms is None else [], share, int(first)
+                own.terms, own.share = None if terms is None else [], share
+                own.first_row, own.ranks = int(first), ranks[-1]
                 return method(own, *args), own.terms or []
 
         given = run.key, run.first_row, list(run.values.values()), run.share, *args
         made, added = called(tracing.graph, real.xp, really, text, given, {})
+        ranks.append(run.ranks)
         if added:
             run.terms += added
         return made

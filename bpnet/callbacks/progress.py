@@ -42,6 +42,8 @@ class Progress(Callback):
         self.pace: float | None = None  # seconds a step
         self.skipped: int | None = None  # steps of the first epoch that were done before, where it is resumed
         self.begun = time.monotonic()
+        if trainer.communicator is not None:
+            self._write(f"{trainer.communicator.describe()}\n")
 
     def on_step_end(self, trainer: "Trainer", step: int) -> None:
         now = time.monotonic()

@@ -135,7 +135,7 @@ Precision = Annotated[
         "NAME", "Precision of matrix products: float32; on a GPU tf32, bfloat16.", autocompletion=choices(*PRECISIONS)
     ),
 ]
-Threads = Annotated[int | None, of_running("N", "Number of CPU threads; all if not given.", min=1)]
+Threads = Annotated[int | None, of_running("N", "Number of CPU threads; OMP_NUM_THREADS or all if not given.", min=1)]
 Checkpoint = Annotated[Path | None, of_running("DIR", "Save checkpoints there, by default after every epoch.")]
 Every = Annotated[int | None, of_running("STEPS", "Save a checkpoint every so many steps instead.", min=1)]
 Resume = Annotated[bool, typer.Option("--resume", help="Resume from the latest checkpoint.", rich_help_panel=RUNNING)]

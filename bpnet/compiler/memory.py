@@ -100,10 +100,19 @@ def _contained(fusion: Fusion) -> dict[Symbol, tuple[Symbol, int]]:
             if whole not in computed or fusion.consumers[total] > 1 or whole.op in JOINS:
                 raise NotTraceableError("a sum that is read elsewhere too is added to")
             inside.setdefault(whole, (symbol, 0))
-        elif (
-            symbol.op == "called" and symbol.args[0].captured is not None
-        ):  # works in place, where nobody else reads it
-            given = symbol.args[2]
-            if given is root_of(given)[0] and fusion.consumers[given] == 1 and given.op != "memory":
-                inside.setdefault(given, (symbol, 0))
+        elif symbol.op == "called" and symbol.args[0].captured is not None and _read_once(fusion, symbol.args[2]):
+            inside.setdefault(symbol.args[2], (symbol, 0))  # works in place
     return inside
+
+
+def _read_once(fusion: Fusion, x: Symbol) -> bool:
+    """Whether nobody but who is asking reads an array, or anything that lies in it."""
+    whole, _ = root_of(x)
+    if x.op == "memory" or fusion.consumers[x] > 1:
+        return False
+    return x is whole and (x.op not in JOINS or all(_lies_alone(fusion, part) for part in x.args))
+
+
+def _lies_alone(fusion: Fusion, part: Symbol) -> bool:
+    whole, _ = root_of(part)
+    return fusion.consumers[part] == 1 and (part is whole or fusion.consumers[whole] == 1)

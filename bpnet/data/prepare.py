@@ -76,13 +76,15 @@ def prepare(
     device: str | None = None,
     threads: int | None = None,
     values: bool = True,
+    ratios: bool = True,
 ) -> Loader:
     """x, or x, y and the weight, each by the name that errors call it, as batches.
 
     x is an array, or for a network that takes several a dict or a tuple of them; `expected` is what they must fit, or
     gives the layout for rows of a shape and an array like what is computed, where nothing says so yet.  On a `device`,
     arrays of NumPy are streamed to it.  Values (NaN, infinity, the range of labels and of whole numbers) are looked at
-    where `values` says so, for which the host must wait for a device; types and shapes are always.
+    where `values` says so, for which the host must wait for a device; types and shapes are always.  Only `ratios` of
+    weights count, but where others have weights too.
     """
     (x_name, x), *targets = given.items()
     if is_stream(x):
@@ -163,8 +165,9 @@ def prepare(
             rows = int(first.x.shape[0])
             y = check_target(host, loss, layout.out_shape, rows, dtype, y, y_name, first.what, values)
         if targets[1:]:
-            ratios = loss.reduction == "mean"
-            weight = check_weight(host, rows, dtype, targets[1][1], targets[1][0], values, ratios)
+            weight = check_weight(
+                host, rows, dtype, targets[1][1], targets[1][0], values, ratios and loss.reduction == "mean"
+            )
         if targets:
             weight = ignored_rows(host, loss, dtype, y, weight, y_name, values)
         if streams:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 from bpnet.backends.base import Array, Backend
-from bpnet.errors import BpnetError, OptionError, shown
+from bpnet.errors import BpnetError, OptionError, plural, shown
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -33,12 +33,20 @@ class Communicator:
     """From 0 on."""
     size: int = 1
     """How many ranks there are."""
+    local_rank: int = 0
+    """From 0 on, among those of this host."""
+    local_size: int = 1
+    """How many ranks this host has, which share its processors."""
     rows: str = "same"
     """Whether every rank is given the same rows, of which it takes its part, or its "own"."""
     reduction: str = "fast"
     """Whether sums are to be the same for any number of ranks, "ordered": see `all_reduce_ordered`."""
     captured: bool = False
     """Whether all that `all_reduce` does is to launch work on the device of the vector, so that it can be captured."""
+
+    def connect(self) -> Communicator:
+        """Itself: it can be given to a trainer in the place of options."""
+        return self
 
     @property
     def alone(self) -> bool:
@@ -57,8 +65,8 @@ class Communicator:
     ) -> Array:
         """combine(the vectors `parts` of rank 0, those of rank 1, ...), the same bits on every rank.
 
-        All vectors are of one size, and `counts` says how many each rank has.  So a sum over blocks of rows can be made
-        in the order of the blocks, whoever computed them.
+        All vectors are of one size, and given up; `counts` says how many each rank has, one or more.  So a sum over
+        blocks of rows can be made in the order of the blocks, whoever computed them.
         """
         return combine(parts)
 
@@ -73,6 +81,10 @@ class Communicator:
     def broadcast_array(self, backend: Backend, array: Array) -> Array:
         """That of rank 0; the others give one of its shape and type."""
         return array
+
+    def describe(self) -> str:
+        """How many ranks there are, and which processes they are, in their order: who kills one may name that alone."""
+        return plural(self.size, "rank")
 
     def phase(self, what: str, limit: float | None = None) -> AbstractContextManager[None]:
         """While this rank does what `what` says: in so many seconds it is to meet the others again, or `beat`.

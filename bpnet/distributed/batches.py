@@ -45,9 +45,9 @@ class RankedBatches:
         self.cuts = [self._cut_own(part, counts) if self.own else self._cut(part) for part in parts(count, batch_size)]
         self.order: Any = None
         self.totals: list[float] = []
-        self._check(batch_size, bool(getattr(engine.layout.network, "communicates", False)))
+        self._check(batch_size)
 
-    def _check(self, batch_size: int, communicates: bool) -> None:
+    def _check(self, batch_size: int) -> None:
         """Raise OptionError where the batches are too small for so many ranks."""
         ranks, largest = self.ranks.size, self.cuts[0].size
         if self.own and batch_size < ranks:
@@ -65,12 +65,8 @@ class RankedBatches:
                         f"reduction is 'ordered', and x a stream: {blocks} of a batch of {plural(size, 'row')} can't "
                         f"be shared evenly by {ranks} ranks; take another batch_size or micro_batch"
                     )
-        if communicates and not all(cut.least for cut in self.cuts):
-            small = min(cut.size for cut in self.cuts if not cut.least)
-            raise OptionError(
-                "a layer of the network, such as a synchronised BatchNorm, needs rows of every rank in each batch, but "
-                f"one has {plural(small, 'row')}: pass drop_last=True, or take another batch_size"
-            )
+        for cut in self.cuts:
+            self.step.check_rows(cut.least, cut.size)
 
     def _cut(self, part: Rows) -> Cut:
         start, stop = part
@@ -133,4 +129,5 @@ class RankedBatches:
                 size, own = self.step.size_of(batch)
                 sizes, weights = zip(*self.ranks.all_gather((size, own)), strict=True)
                 self.totals[number] = sum(weights)
+                self.step.check_rows(min(sizes), sum(sizes))
                 yield *batch, Share(size, sum(sizes[:rank]), sum(sizes), weight(sum(weights)))

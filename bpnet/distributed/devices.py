@@ -10,17 +10,14 @@ from bpnet.errors import DeviceError
 
 
 def device_of_rank(ranks: Communicator, device: str | None) -> str | None:
-    """What a trainer's `device` means for a rank: of "cuda" the GPU whose number is that of the rank on its host.
+    """What a trainer's `device` means for a rank: of "cuda" the GPU with the number that the rank has on its host.
 
     Where a host has fewer GPUs than ranks, several ranks take turns at each.  Devices with a number are as they are,
     and all others.  Called by all ranks; raises DeviceError where one of them has no GPU.
     """
     if device != "cuda" or ranks.size == 1:
         return device
-    hosts = ranks.all_gather(gethostname())
-    local = hosts[: ranks.rank].count(hosts[ranks.rank])
-    count = agreed(ranks, _count)
-    return f"cuda:{local % count}"
+    return f"cuda:{ranks.local_rank % agreed(ranks, _count)}"
 
 
 def _count() -> int:

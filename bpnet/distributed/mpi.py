@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from time import perf_counter
 from typing import Any
 
@@ -20,9 +20,19 @@ from bpnet.distributed.base import Combine, Communicator
 from bpnet.distributed.devices import is_cuda_aware
 from bpnet.distributed.verdict import PATIENCE
 from bpnet.distributed.watch import Watch, connecting
-from bpnet.errors import ArgumentError, BpnetWarning, MissingExtraError, OptionError, kind_of
+from bpnet.errors import (
+    ArgumentError,
+    BpnetWarning,
+    MissingExtraError,
+    MissingPackageError,
+    OptionError,
+    kind_of,
+    plural,
+)
 from bpnet.options import choice, flag, number
 
+MOST_NAMED = 16
+"""Ranks whose process numbers still fit on a line or two."""
 CALLS = "all_reduce", "all_gather", "broadcast"
 
 
@@ -67,8 +77,7 @@ class MPI:
         if find_spec("mpi4py") is None:
             raise MissingExtraError("distributed='mpi'", "mpi4py", "mpi")
         with connecting(self.timeout):
-            from mpi4py import MPI as mpi
-
+            mpi = _library()
             if mpi.Is_finalized() or not mpi.Is_initialized():
                 raise OptionError("distributed is MPI, which is not initialized, or already finalized, in this process")
             if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
@@ -83,6 +92,15 @@ class MPI:
         if watch.rank:  # what warns of one warns of all
             warnings.simplefilter("ignore", BpnetWarning)
         return MPICommunicator(watch, self.rows, self.reduction, self.cuda_aware)
+
+
+def _library() -> Any:
+    """The module of mpi4py, which begins MPI."""
+    try:
+        from mpi4py import MPI as mpi
+    except (ImportError, RuntimeError) as error:  # mpi4py is there, but no MPI that it could load
+        raise MissingPackageError("distributed='mpi'", "mpich") from error
+    return mpi
 
 
 def _watch(mpi: Any, comm: Any, timeout: float) -> Watch:
@@ -110,11 +128,13 @@ class MPICommunicator(Communicator):
     def __init__(self, watch: Watch, rows: str, reduction: str, cuda_aware: bool | None = None) -> None:
         self.watch, self.mpi, self.comm = watch, watch.mpi, watch.comm
         self.rank, self.size = watch.rank, watch.size
+        self.local_rank, self.local_size = watch.local_rank, watch.local_size
         self.rows, self.reduction, self.cuda_aware = rows, reduction, cuda_aware
         self.bytes_sent = 0
         """Bytes of vectors that this rank has sent; where MPI itself adds up, the fewest that this can be done with."""
         self.seconds = 0.0
         """Seconds that were spent on communication, waiting for others included."""
+        self.received: numpy.ndarray[Any, Any] = numpy.empty(0)
 
     # ---- what all call ------------------------------------------------------------------------------------------
 
@@ -150,18 +170,22 @@ class MPICommunicator(Communicator):
         """
         if self.size == 1:
             return combine(parts)
-        own = [backend.to_host(part) for part in parts]
+        own = [numpy.ascontiguousarray(backend.to_host(part)) for part in parts]
         like, size = own[0], own[0].size
-        borders = list(pairwise(size * rank // self.size for rank in range(self.size + 1)))
-        lengths = [stop - start for start, stop in borders]
-        mine = lengths[self.rank]
-        sent = numpy.concatenate([part[start:stop] for start, stop in borders for part in own])
-        received, total = (numpy.empty(count, like.dtype) for count in (sum(counts) * mine, size))
-        with self._together("all_reduce", size * like.itemsize):
-            self.comm.Alltoallv(
-                [sent, [len(own) * length for length in lengths]], [received, [count * mine for count in counts]]
-            )
-            segment = combine(list(received.reshape(sum(counts), mine)))
+        starts = [size * rank // self.size for rank in range(self.size + 1)]
+        lengths = [stop - start for start, stop in pairwise(starts)]
+        before, mine = list(accumulate(counts, initial=0)), lengths[self.rank]
+        if self.received.size < before[-1] * mine or self.received.dtype != like.dtype:
+            self.received = numpy.empty(before[-1] * mine, like.dtype)  # kept, since new memory is slow at first
+        received = self.received[: before[-1] * mine]
+        total = like if like.flags.writeable else numpy.empty(size, like.dtype)
+        with self._together("all_reduce", like.nbytes):
+            for i in range(max(counts)):
+                out, given = (own[i], lengths) if i < len(own) else (like, [0] * self.size)
+                taken = [mine * (i < count) for count in counts]
+                places = [(first + min(i, count - 1)) * mine for first, count in zip(before, counts, strict=False)]
+                self.comm.Alltoallv([out, (given, starts[:-1])], [received, (taken, places)])
+            segment = combine(list(received.reshape(before[-1], mine)))
             self.comm.Allgatherv(numpy.ascontiguousarray(segment), [total, lengths])
         self.bytes_sent += like.itemsize * (len(own) * (size - mine) + (self.size - 1) * mine)
         return self._sent_back(backend, total, parts[0])
@@ -181,6 +205,15 @@ class MPICommunicator(Communicator):
             self.comm.Bcast(own)
         return self._given_back(backend, own, array)
 
+    def describe(self) -> str:
+        hosts: dict[str, list[str]] = {}
+        for host, process in self.watch.processes:
+            hosts.setdefault(host, []).append(str(process))
+        ranks = super().describe()
+        if self.size > MOST_NAMED:
+            return f"{ranks} on {plural(len(hosts), 'host')}"
+        return f"{ranks}: " + "; ".join(f"processes {', '.join(some)} on {host}" for host, some in hosts.items())
+
     # ---- how they go on -----------------------------------------------------------------------------------------
 
     def phase(self, what: str, limit: float | None = None) -> AbstractContextManager[None]:
@@ -188,6 +221,9 @@ class MPICommunicator(Communicator):
 
     def beat(self) -> None:
         self.watch.beat()
+
+    def check(self) -> None:
+        self.watch.check()
 
     def fail(self, error: BaseException) -> None:
         self.watch.fail(error)

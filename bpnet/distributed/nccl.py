@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -57,7 +58,7 @@ class NCCL:
         """The ranks; called by all of them.
 
         Raises MissingExtraError without mpi4py; and at the first sum MissingPackageError without NVIDIA's library, and
-        DeviceError where two ranks are on one GPU.
+        DeviceError where two ranks are on one GPU, or NCCL refuses something else.
         """
         control = MPI(rows=self.rows, timeout=self.timeout).connect()
         return NCCLCommunicator(control, self.dtype, self.timeout)
@@ -76,6 +77,7 @@ class NCCLCommunicator(Communicator):
     def __init__(self, control: Communicator, dtype: str | None = None, timeout: float = 30.0) -> None:
         self.control, self.dtype, self.timeout = control, dtype, timeout
         self.rank, self.size, self.rows = control.rank, control.size, control.rows
+        self.local_rank, self.local_size = control.local_rank, control.local_size
         self.sums: NcclSums | None = None
         self.error: RankError | None = None
         """By which the training ends."""
@@ -102,7 +104,7 @@ class NCCLCommunicator(Communicator):
             )
         if self.sums is None:
             self.sums = self._connected(backend.device(vector))
-        return self.sums.all_reduce(vector, tail)
+        return self.sums.all_reduce(vector, tail, self.dtype)
 
     def all_reduce_ordered(
         self, backend: Backend, parts: Sequence[Array], counts: Sequence[int], combine: Combine
@@ -110,11 +112,14 @@ class NCCLCommunicator(Communicator):
         raise OptionError("distributed is NCCL, which adds up in an order of its own: use MPI(reduction='ordered')")
 
     def _connected(self, device: Any) -> NcclSums:
-        """NCCL's ranks, on their devices; raises on all of them what one raises."""
+        """NCCL's ranks, on their devices, which a process has once; raises on all of them what one raises."""
         from bpnet.backends.cupy import collectives
 
+        known = KNOWN.get((id(self.watch), device.id)) if self.watch is not None else None
+        known = None if known is None or known.broken else known
         identity = agreed(self, self._identity)
-        found = self.all_gather((gethostname(), collectives.place(device)))
+        several = self.all_gather(((gethostname(), collectives.place(device)), known is not None))
+        found = [place for place, _ in several]
         for rank, own in enumerate(found):
             if own in found[:rank]:
                 raise on_all_ranks(
@@ -124,14 +129,18 @@ class NCCLCommunicator(Communicator):
                         "GPU of the rank, as device='cuda' does. Ranks that share one can use distributed='mpi'"
                     )
                 )
-        identity = self.broadcast(identity)
         self.joining, self.seen, self.since = True, None, monotonic()
-        threading.Thread(target=self._run, name="bpnet-nccl", daemon=True).start()
+        threading.Thread(target=_looking, args=(weakref.ref(self), self.ended), name="bpnet-nccl", daemon=True).start()
         try:
-            made = agreed(self, collectives.NcclSums, self.size, self.rank, identity, self.dtype)
+            if known is None or not all(reused for _, reused in several):
+                identity = self.broadcast(identity)
+                with device:  # NCCL takes the current one
+                    known = agreed(self, collectives.NcclSums, self.size, self.rank, identity)
         finally:
             self.joining = False
-        return made
+        if self.watch is not None:
+            KNOWN[id(self.watch), device.id] = known
+        return known
 
     def _identity(self) -> Any:
         from bpnet.backends.cupy import collectives
@@ -152,6 +161,9 @@ class NCCLCommunicator(Communicator):
     def broadcast_array(self, backend: Backend, array: Array) -> Array:
         with self._heard():
             return self.control.broadcast_array(backend, array)
+
+    def describe(self) -> str:
+        return self.control.describe()
 
     def phase(self, what: str, limit: float | None = None) -> AbstractContextManager[None]:
         return self.control.phase(what, limit)
@@ -187,11 +199,8 @@ class NCCLCommunicator(Communicator):
 
     # ---- the thread ---------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        while not self.ended.wait(min(PERIOD, self.timeout / 20.0)):
-            self._look(monotonic())
-
-    def _look(self, now: float) -> None:
+    def look(self, now: float) -> None:
+        """See whether the device goes on, and whether the others do."""
         sums, seen = self.sums, (0, 0)
         if sums is not None:
             seen = int(sums.counted[0]), int(sums.counted[1])
@@ -234,4 +243,18 @@ class NCCLCommunicator(Communicator):
             threading.Thread(target=self.sums.abort, name="bpnet-nccl-abort", daemon=True).start()
 
 
+def _looking(known: weakref.ref[NCCLCommunicator], ended: threading.Event) -> None:
+    """What the thread does as long as somebody else has the communicator."""
+    period = PERIOD
+    while not ended.wait(period):
+        ranks = known()
+        if ranks is None:
+            return
+        ranks.look(monotonic())
+        period = min(PERIOD, ranks.timeout / 20.0)
+        del ranks
+
+
 SUM = "a sum of NCCL"
+KNOWN: dict[tuple[int, int], NcclSums] = {}
+"""The ranks of NCCL of this process, by who watches those of MPI, who lives as long, and the number of the device."""

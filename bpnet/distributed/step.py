@@ -16,8 +16,8 @@ from bpnet.backends.base import Rows, State, by_halves
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import blocks_of, finished, part_of_gradient
 from bpnet.data.loader import Batch, taken
-from bpnet.distributed.base import Communicator
-from bpnet.errors import OptionError
+from bpnet.distributed.base import Communicator, on_all_ranks
+from bpnet.errors import OptionError, plural
 from bpnet.layer import Layer, each_array, row_count
 from bpnet.layout import GradBuffer, Layout
 from bpnet.registry import parts_of
@@ -67,7 +67,7 @@ class RankedStep:
         )
         names = "loss", "seed", "precision", "micro_batch"
         options |= {name: getattr(engine, name) for name in names}
-        self.gradient: Callable[..., Any] = partial(part_of_gradient, views=Views(layout), **options)
+        self.gradient: Callable[..., Any] = partial(part_of_gradient, views=Views(layout), ranks=self.ranks, **options)
         self.updates_buffers = layout.network.updates_buffers
         self.tail = 2 + (layout.buffer_size if self.updates_buffers else 0)
         """How many elements of a message come after the gradient."""
@@ -79,7 +79,7 @@ class RankedStep:
         self.grad_buffers: list[GradBuffer] | None = [] if self.reuses else None
         local = self._reusing if self.reuses else self._fresh
         self.local = backend.compile(local, donate=self.reuses, choice=engine.compile)
-        self.update: Callable[..., tuple[Carry, Array]] = partial(self._update, backend)
+        self.update: Callable[..., tuple[Carry, Array]] = partial(self._update, backend, again=self._ask)
         self.move: Callable[..., Any] = partial(Backend.advance, backend)
         if optimizer.traceable:
             self.update = backend.compile(self._update, donate=True, choice=engine.compile)
@@ -120,14 +120,18 @@ class RankedStep:
         self._watch(message)
         rest = message, number, share.total, hyperparameters
         if current.reference:
-            carry, value = self._update(definitions(self.backend), state.now[0], *rest)
+            carry, value = self._update(definitions(self.backend), state.now[0], *rest, self._ask)
             state.now = carry, count
             return value
         try:
             return self.move(self.update, state, rest, count)
         except _AsksAgainError:
-            self.update, self.move = partial(self._update, self.backend), partial(Backend.advance, self.backend)
+            self.update = partial(self._update, self.backend, again=self._ask)
+            self.move = partial(Backend.advance, self.backend)
             return self.move(self.update, state, rest, count)
+
+    def _ask(self, theta: Array) -> Array:
+        return self.again(theta)
 
     def _arguments(self, number: Any, share: Share) -> tuple[Any, ...]:
         """What `_fresh` is given after the batch."""
@@ -138,9 +142,21 @@ class RankedStep:
         size, total = self.size_of(batch)
         if self.ranks.rows == "own":
             sizes, totals = zip(*self.ranks.all_gather((size, total)), strict=True)
+            self.check_rows(min(sizes), sum(sizes))
             return batch, Share(size, sum(sizes[: self.ranks.rank]), sum(sizes), self.weight(sum(totals)))
+        self.check_rows(size // self.ranks.size, size)
         start, stop = self.part(size)
         return some_rows(batch, start, stop), Share(stop - start, start, size, self.weight(total))
+
+    def check_rows(self, least: int, size: int) -> None:
+        """Raise OptionError where a rank has no rows of a batch of that size, and a layer needs some of each."""
+        if self.layout.network.communicates and not least:
+            raise on_all_ranks(
+                OptionError(
+                    "a layer of the network, such as a synchronised BatchNorm, needs rows of every rank in each batch, "
+                    f"but one has {plural(size, 'row')}: pass drop_last=True, or take another batch_size"
+                )
+            )
 
     def size_of(self, batch: Batch) -> tuple[int, float]:
         """How many rows it has, and their weight."""
@@ -220,6 +236,25 @@ class RankedStep:
         message: Array = self.message.now[0][0]
         return message
 
+    def explain(
+        self, explain: Callable[..., str], batch: Batch, carry: Carry, hyperparameters: Any, number: Any
+    ) -> str:
+        """What a step on that batch does, by `explain(function, args)` of what is compiled."""
+        theta, buffers, _ = carry
+        batch, share = self._own(batch)
+        message = self._zeros(theta)
+        args = theta, buffers, *batch, *self._arguments(number, share)
+        rest = carry, message, number, share.total, hyperparameters
+        ranks, numbers = plural(self.ranks.size, "rank"), plural(message.shape[0], "number")
+        return "\n\n".join(
+            (
+                f"this rank has {plural(share.rows, 'row')} of {share.size}",
+                explain(self.local, ((message,), *args) if self.reuses else args),
+                f"then the sum over {ranks} of {numbers}: the gradient, the loss, and what else all are to know",
+                explain(self.update, rest) if self.optimizer.traceable else f"not compiled: {self.optimizer}",
+            )
+        )
+
     # ---- what is compiled ---------------------------------------------------------------------------------------
 
     def _reusing(self, backend: Backend, message: tuple[Array], *args: Any) -> tuple[tuple[Array], Array]:
@@ -231,13 +266,13 @@ class RankedStep:
         self, backend: Backend, theta: Array, buffers: Array, x: Any, y: Any, weight: Any, rows: Any,
         number: Any, total: Any, first: Any, share: Any, stops: Any,
     ) -> tuple[Array, Array]:  # fmt: skip
-        """The message of these rows, and their part of the loss; of all buffers they have that `share`."""
+        """The message of these rows, and their part of the loss; new buffers are the mean over ranks, by `share`."""
         pool = [] if self.grad_buffers is None else self.grad_buffers
         batch = x, y, weight, rows, number, total, first
         value, grad, new = self.gradient(backend, theta, buffers, *batch, grad_buffers=pool)
         tail = [backend.xp.reshape(value, (1,)), backend.xp.zeros_like(grad[:1]) + stops]
-        if self.updates_buffers:
-            tail.insert(1, (buffers if new is None else new) * share)
+        if self.updates_buffers:  # by how much they change, since those that stay are to keep their bits
+            tail.insert(1, backend.xp.zeros_like(buffers) if new is None else (new - buffers) * share)
         memory = next((buffer.memory for buffer in pool if buffer.vector is grad), None)
         if memory is None:
             return backend.concat([grad, *tail]), value
@@ -271,7 +306,7 @@ class RankedStep:
 
         theta, state = updated(self.optimizer, backend, layout, begin, grad, state, hyperparameters, evaluate)
         if self.updates_buffers:
-            buffers = copy(message[size + 1 : size + 1 + layout.buffer_size])
+            buffers = buffers + message[size + 1 : size + 1 + layout.buffer_size]
         return (theta, buffers, state), copy(value)  # what is read of a message goes with it
 
     def _whole(self, backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:

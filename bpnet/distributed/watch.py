@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from socket import gethostname
@@ -41,6 +41,9 @@ LONGEST = 1000
 class Watch:
     """Of one communicator of mpi4py; it lives as long as the process."""
 
+    previous_hook: Callable[..., Any] = staticmethod(sys.excepthook)
+    """What shows an error that nobody has caught."""
+
     def __init__(self, mpi: Any, comm: Any, timeout: float) -> None:
         self.mpi, self.timeout = mpi, timeout
         self.process, self.launcher = os.getpid(), os.getppid()
@@ -53,6 +56,8 @@ class Watch:
         self.size: int = self.comm.size
         self.processes = [(host, number) for host, number, _ in known]
         self.names = [f"rank {rank} (host {host}, process {number})" for rank, (host, number, _) in enumerate(known)]
+        beside = [rank for rank, (host, *_) in enumerate(known) if host == known[self.rank][0]]
+        self.local_rank, self.local_size = beside.index(self.rank), len(beside)
         self.beside = [machine == known[self.rank][2] for *_, machine in known]
         """Which ranks are of this machine, where their processes can be looked up."""
         self.main = threading.get_ident()
@@ -83,7 +88,7 @@ class Watch:
         if self.size > 1:
             self.thread.start()
             if not WATCHES:
-                sys.excepthook = _hook
+                Watch.previous_hook, sys.excepthook = staticmethod(sys.excepthook), _hook
             WATCHES.append(self)
             atexit.register(self.at_exit)
 
@@ -95,7 +100,7 @@ class Watch:
         Then they do what may block, and say `met`.
         """
         self.check()
-        number = self.doing.number + 1
+        number, self.main = self.doing.number + 1, threading.get_ident()
         self.doing = Doing(number, "waits", what, monotonic())
         agreed = self.agreed
         agreed[:] = call, -call, size, -size
@@ -345,7 +350,8 @@ class Watch:
         """The program ends by an error that nobody has caught."""
         shown = self.speaks(error)
         if shown:
-            PREVIOUS(type(error), error, error.__traceback__)
+            sys.stderr = sys.__stderr__ or sys.stderr  # whoever else was kept silent
+            self.previous_hook(type(error), error, error.__traceback__)
         if getattr(error, "on_all_ranks", False):
             return  # all end alike
         alone = not all(self.others_failed.get(rank) for rank in self._others())
@@ -383,7 +389,7 @@ def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType 
     if watch.process == os.getpid() and not watch.stopped.is_set():
         watch.hook(error.with_traceback(trace))
     else:
-        PREVIOUS(kind, error, trace)
+        watch.previous_hook(kind, error, trace)
 
 
 def speaks(error: BaseException) -> bool:
@@ -431,7 +437,6 @@ def _machine() -> str:
         return f"{gethostname()} {os.getpid()}"
 
 
-PREVIOUS = sys.excepthook
 WATCHES: list[Watch] = []
 """Those of this process."""
 _give_way = getattr(os, "sched_yield", lambda: sleep(0.0))

@@ -21,9 +21,12 @@ def first_of(x: Any) -> Any:
 
 
 def foreign(x: Any) -> Backend | None:
-    """The backend of an array of another library than NumPy; None for all else, lists and frames among them."""
+    """The backend of an array of another library than NumPy; None for all else, lists and frames among them.
+
+    None for Dask's arrays too, which NumPy computes where it reads them, as scikit-learn has it.
+    """
     x = first_of(x)
-    if isinstance(x, np.ndarray) or not array_api_compat.is_array_api_obj(x):
+    if isinstance(x, np.ndarray) or not array_api_compat.is_array_api_obj(x) or array_api_compat.is_dask_array(x):
         return None
     return backend_of(x, "X")
 

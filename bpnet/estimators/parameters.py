@@ -1,12 +1,12 @@
 """What the estimators' parameters may be, in the terms of scikit-learn, which checks them."""
 
-import os
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
 from bpnet.backends.base import PRECISIONS
+from bpnet.backends.threads import default_threads
 from bpnet.errors import OptionError
 from bpnet.estimators.making import RULES, SCHEDULES
 from bpnet.layer import Layer
@@ -61,10 +61,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
 
 
 def threads_of(jobs: int | None) -> int | None:
-    """How many threads `n_jobs` means; None for all that the process may use."""
+    """How many threads `n_jobs` means; None for all that the process is to use."""
     if jobs == 0:
         raise OptionError("n_jobs is 0; expected a number of threads, or -1 for all")
-    if jobs is None:  # as joblib's workers are told how many they may have
-        told = os.environ.get("OMP_NUM_THREADS", "")
-        return int(told) if told.isdecimal() and int(told) > 0 else None
-    return None if jobs == -1 else jobs if jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + jobs)
+    return None if jobs in (None, -1) else jobs if jobs > 0 else max(1, default_threads() + 1 + jobs)

@@ -63,7 +63,7 @@ class MLPRegressor(RegressorMixin, Quantities, BaseMLP):  # type: ignore[misc]
     callbacks : bpnet's callbacks, by name or as objects
     precision, device : as in `bp.Trainer`
     dtype : "float32" or "float64", in which everything is computed; None for that of X
-    n_jobs : the number of threads; None and -1 for all (None at most OMP_NUM_THREADS)
+    n_jobs : the number of threads; None and -1 for all, at most OMP_NUM_THREADS
     quantiles : which ones the loss "quantile" learns, in rising order
     calibration_fraction : the share of rows that are kept out of training, by which `predict_interval` is calibrated
     categorical_features : the columns of X that are categories: their names or indices, or a mask; they are one-hot

@@ -192,7 +192,7 @@ def run(
         data = data.cached()
     planned = math.inf if preset else steps * epochs
     compile_soon(trainer, data, size, planned)
-    options: dict[str, Any] = {"batch_size": size, "shuffle": shuffle, "count": count}
+    options: dict[str, Any] = {"batch_size": size, "shuffle": shuffle, "drop_last": preset}
     try:
         Training(trainer, engine, data, **options, listeners=[after, *listeners]).run(epochs)
     finally:

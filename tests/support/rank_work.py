@@ -28,7 +28,12 @@ def calls(ranks):
     """What each call gives, on three kinds of arrays."""
     backend = bp.backends.backend_of(np.zeros(1))
     rank, size = ranks.rank, ranks.size
-    found = {"rank": (rank, size), "gathered": ranks.all_gather({"rank": rank})}
+    found = {
+        "rank": (rank, size),
+        "described": ranks.describe(),
+        "local": (ranks.local_rank, ranks.local_size),
+        "gathered": ranks.all_gather({"rank": rank}),
+    }
     found["broadcast"] = ranks.broadcast([rank, "of", size])
     for dtype in ("float32", "float64"):
         vector = (np.arange(1001) + 1000 * rank).astype(dtype)
@@ -87,6 +92,15 @@ def others(ranks, how):
         raise ValueError(f"row {ranks.rank}")
     if how == "out of step":
         ranks.all_gather(1) if ranks.rank else ranks.broadcast(1)
+    if how == "exits" and ranks.rank == 2:
+        raise SystemExit(3)
+    if how == "exits":
+        ranks.all_gather(1)
+    if how.startswith("sums"):
+        backend, vector = bp.backends.backend_of(np.zeros(1)), np.ones(100_000)
+        with ranks.phase("training"):
+            for _ in range(10 if how == "sums" else 10**9):
+                ranks.all_reduce(backend, vector)
     if how == "a pause":
         with ranks.phase("training"):
             if ranks.rank:

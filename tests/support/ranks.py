@@ -254,6 +254,8 @@ def threads(count: int, work: Callable[..., Any], *args: Any, rows: str = "same"
     for thread in running:
         thread.join(100.0)
         assert not thread.is_alive(), "a rank hangs"
-    if meeting.failure is not None:
-        raise meeting.failure[1]
+    first = next((error for error in errors if error is not None), None)
+    if first is not None:  # of which that of the rank that failed first is the reason
+        failed = None if meeting.failure is None else errors[meeting.failure[0]]
+        raise failed or first
     return values

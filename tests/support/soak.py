@@ -31,8 +31,10 @@ FAULTS = {
     "interrupt": "Ctrl-C at any moment",
     "memory": "a batch that needs more memory than there is (RLIMIT_AS), and again by the parts that the error names",
     "growth": "memory over 1,000 epochs, and over 1,000 batch sizes",
+    "ranks with a gpu": "one of several ranks with a GPU each is lost (substitutes for GPUs and NCCL)",
     "threads": "threads, several fits at once, fork, spawn, loky, exit",
     "processes": "20 processes, 10 hash seeds",
+    "ranks": "ranks that are killed, stopped, hang or fail; a network that is slow, loses packets or is gone",
 }
 """Rows of the table in their order; a row of another name comes after these, under that name."""
 

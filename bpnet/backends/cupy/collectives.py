@@ -4,6 +4,8 @@ CuPy's own binding of NCCL is used (`cupy.cuda.nccl`), of which NVIDIA's library
 """
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cupy
@@ -11,7 +13,7 @@ import cupyx
 import numpy
 
 from bpnet.backends.base import Array
-from bpnet.errors import DTypeError, MissingPackageError
+from bpnet.errors import DeviceError, DTypeError, MissingPackageError
 
 TYPES = {"float32": 7, "float64": 8, "bfloat16": 9}
 """NCCL's numbers of them (`ncclDataType_t`)."""
@@ -64,19 +66,20 @@ def device_count() -> int:
 
 
 class NcclSums:
-    """Sums over ranks of vectors on one device, each of which has a rank of its own.
+    """Sums over ranks of vectors on devices, of which each rank has one of its own.
 
-    `dtype` "bfloat16": what is sent of float32 vectors, rounded.  Work is launched on the current stream and nothing is
-    waited for, so that it can be captured; but the first sum of a size is not to be.
+    Work is launched on the current stream and nothing is waited for, so that it can be captured; but the first sum of
+    a size is not to be.
 
     The communicator lives as long as the process: to destroy one for which a captured step still exists, or whose
     ranks don't all do so, waits for ever.
     """
 
-    def __init__(self, ranks: int, rank: int, identity: Any, dtype: str | None) -> None:
+    def __init__(self, ranks: int, rank: int, identity: Any) -> None:
         """On the current device, by all ranks together; `identity` is one's `nccl().get_unique_id()`."""
-        self.nccl, self.dtype, self.device = nccl(), dtype, cupy.cuda.Device()
-        self.kept = self.nccl.NcclCommunicator(ranks, identity, rank)
+        self.nccl = nccl()
+        with self._said("connect the ranks"):
+            self.kept = self.nccl.NcclCommunicator(ranks, identity, rank)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.kept))
         self.counted = cupyx.zeros_pinned(2, numpy.int64)
         """How many sums the device has begun, and how many it is done with."""
@@ -92,29 +95,41 @@ class NcclSums:
         begun, done = self.counted
         return bool(begun > done)
 
-    def all_reduce(self, vector: Array, tail: int) -> Array:
-        """The sum, in the place of the vector; the last `tail` elements are sent as they are, whatever `dtype` says."""
+    def all_reduce(self, vector: Array, tail: int = 0, dtype: str | None = None) -> Array:
+        """The sum, in the place of the vector.
+
+        `dtype` "bfloat16" sends elements of float32 rounded to that, but for the last `tail`.
+        """
         if vector.dtype.name not in TYPES or not vector.flags.c_contiguous:
             raise DTypeError(f"NCCL adds up vectors of float32 or float64, but this one holds {vector.dtype} values")
         stream, head = cupy.cuda.get_current_stream().ptr, vector.size - tail
-        narrow = None if self.dtype is None or not head else self._narrow(vector, head)
+        narrow = None if dtype is None or not head else self._narrow(vector, head)
         address, kind = vector.data.ptr, TYPES[vector.dtype.name]
         self._tick(0)
-        if narrow is None:
-            self._sum(address, vector.size, kind, stream)
-        else:
-            blocks = (-(-head // THREADS),)
-            self.round(blocks, (THREADS,), (vector, narrow, numpy.int64(head)))
-            self.nccl.groupStart()
-            try:
-                self._sum(narrow.data.ptr, head, TYPES["bfloat16"], stream)
-                if tail:
-                    self._sum(address + head * vector.itemsize, tail, kind, stream)
-            finally:
-                self.nccl.groupEnd()
-            self.widen(blocks, (THREADS,), (narrow, vector, numpy.int64(head)))
+        with self._said("add up a vector"):
+            if narrow is None:
+                self._sum(address, vector.size, kind, stream)
+            else:
+                blocks = (-(-head // THREADS),)
+                self.round(blocks, (THREADS,), (vector, narrow, numpy.int64(head)))
+                self.nccl.groupStart()
+                try:
+                    self._sum(narrow.data.ptr, head, TYPES["bfloat16"], stream)
+                    if tail:
+                        self._sum(address + head * vector.itemsize, tail, kind, stream)
+                finally:
+                    self.nccl.groupEnd()
+                self.widen(blocks, (THREADS,), (narrow, vector, numpy.int64(head)))
         self._tick(1)
         return vector
+
+    @contextmanager
+    def _said(self, what: str) -> Iterator[None]:
+        """Raise DeviceError where NCCL refuses."""
+        try:
+            yield
+        except self.nccl.NcclError as error:
+            raise DeviceError(f"NCCL could not {what}: {error}. With NCCL_DEBUG=WARN it says more") from error
 
     def _narrow(self, vector: Array, head: int) -> Array:
         if vector.dtype != numpy.float32:

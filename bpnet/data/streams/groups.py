@@ -90,4 +90,8 @@ def is_batches(x: Any) -> bool:
 
 def is_sliced(x: Any) -> bool:
     """Whether x has rows that can be sliced."""
-    return hasattr(x, "__getitem__") and (hasattr(x, "__len__") or bool(getattr(x, "shape", ())))
+    return (
+        not isinstance(x, type)
+        and hasattr(x, "__getitem__")
+        and (hasattr(x, "__len__") or bool(getattr(x, "shape", ())))
+    )

@@ -105,10 +105,20 @@ def gather(source: Source, rows: Any, gap: int = 64) -> list[Any]:
             stop = min(start + step, last)
             upto = at + int(np.searchsorted(rows[at:end], stop))
             if upto > at:
-                for out, some in zip(found, source.read(start, stop), strict=True):
-                    out[at:upto] = some[rows[at:upto] - start]
+                for i, some in enumerate(source.read(start, stop)):
+                    found[i] = put(found[i], slice(at, upto), some[rows[at:upto] - start])
             at = upto
     return found
+
+
+def put(out: Any, place: slice, some: Any) -> Any:
+    """Write rows to an array, which is given back, or where whole numbers among them are missing one of floats."""
+    if some.dtype.kind == "f" and out.dtype.kind in "biu":
+        out = out.astype("f8")
+    here = out[place]
+    if here.__array_interface__["data"] != some.__array_interface__["data"]:
+        here[...] = some
+    return out
 
 
 def usable(into: Into, i: int, dtype: np.dtype[Any]) -> Any:
@@ -177,12 +187,9 @@ class Chain(Source):
         at = start
         while at < stop:
             end = min(stop, self.starts[i + 1])
-            here = [a[at - start : end - start] for a in found]
-            for out, given in zip(
-                here, self.parts[i].read(at - self.starts[i], end - self.starts[i], here), strict=True
-            ):
-                if given is not out:
-                    out[...] = given
+            place = slice(at - start, end - start)
+            given = self.parts[i].read(at - self.starts[i], end - self.starts[i], [a[place] for a in found])
+            found = [put(a, place, some) for a, some in zip(found, given, strict=True)]
             at, i = end, i + 1
         return found
 
