@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 from bpnet.distributed import MPI
-from bpnet.distributed.base import Communicator, Connected, agreed, by_first
+from bpnet.distributed.base import Communicator, agreed, by_first
 from bpnet.distributed.watch import WATCHES, speaks
 from bpnet.errors import DeviceError, MissingExtraError, OutOfMemoryError, path_error, plural
 
@@ -85,7 +85,7 @@ class Ranks:
         self.communicator = communicator
         self.first = communicator is None or communicator.rank == 0
         self.count = 1 if communicator is None else communicator.size
-        self.options: Any = None if communicator is None else Connected(communicator)
+        self.options = communicator
 
     def threads(self) -> int | None:
         """How many threads each has of the processors of its machine, None for all."""

@@ -162,19 +162,6 @@ def failing(ranks: Communicator) -> Iterator[None]:
         raise
 
 
-class Connected:
-    """What a trainer takes where the ranks are connected already."""
-
-    def __init__(self, communicator: Communicator) -> None:
-        self.communicator, self.rows = communicator, communicator.rows
-
-    def __repr__(self) -> str:
-        return f"<{type(self.communicator).__name__} of {self.communicator.size} ranks>"
-
-    def connect(self) -> Communicator:
-        return self.communicator
-
-
 def tell(ranks: Communicator | None, error: BaseException) -> None:
     """Tell others of an error that this rank alone raises."""
     if ranks is not None and not getattr(error, "on_all_ranks", False):

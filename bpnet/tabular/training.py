@@ -14,7 +14,7 @@ import numpy as np
 from bpnet.backends import Array
 from bpnet.backends.interrupts import ends_sessions
 from bpnet.callbacks.base import Callback, check_callbacks
-from bpnet.distributed.base import Communicator, Connected, agreed
+from bpnet.distributed.base import Communicator, agreed
 from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError, users_line
 from bpnet.layers.activation import Activation
 from bpnet.losses.base import Loss
@@ -178,7 +178,7 @@ def connected(options: TrainingOptions) -> tuple[Communicator, TrainingOptions]:
     if options.distributed is None:
         return Communicator(), options
     ranks = options.distributed.connect()
-    return ranks, replace(options, distributed=Connected(ranks))
+    return ranks, replace(options, distributed=ranks)
 
 
 @dataclass
