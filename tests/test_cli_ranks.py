@@ -66,6 +66,7 @@ def test_processes_act_as_one_program():
     assert '"backend": "numpy"' in streamed
     assert re.fullmatch(r"accuracy .* on 300 rows, held out from training\n", rest)
     told, lines = ended.err.splitlines(), alone.err.splitlines()
+    assert re.fullmatch(r"2 ranks: processes \d+, \d+ on .*", told.pop(1))
     assert told[: len(lines)] == lines
     errors = [line for line in told[len(lines) :] if line.startswith("bpnet: ") and "never varies" not in line]
     starts = f"{path} has no column 'kinds'", "nowhere.csv: No such file", "--search tries out options in one process"
