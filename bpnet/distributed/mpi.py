@@ -42,12 +42,13 @@ class MPI:
 
     `rows` is "same" where every rank passes the same data, of which it takes its part of every batch, and "own" where
     each passes rows of its own, which together are the data.  `reduction` is "fast", as MPI adds up, or "ordered": in
-    the order of the rows, so that the result has the same bits for any number of ranks that divides the blocks; with
-    one block a rank that sends no more bytes, and copies each vector three times.
+    the order of the rows, so that the result has the same bits for any number of ranks that divides the blocks; that
+    sends as many bytes as other ways where each rank's blocks make one sum of those that one process adds up, and more
+    where they make several.
 
     A rank that dies, hangs or fails ends all of them within `timeout` seconds, by RankError where Python can still
     raise it.  A rank hangs when it has not come back to the others for four fifths of that: have a longer one where a
-    callback takes so long.  `comm` is a communicator of mpi4py (None: that of all processes).
+    callback takes so long, or have the callback say `trainer.communicator.beat()` now and then.  `comm` is a communicator of mpi4py (None: that of all processes).
 
     Vectors of CuPy are passed to MPI where they lie if it is a CUDA-aware one, and else through pinned memory, which is
     kept from step to step.  `cuda_aware` says which; None asks MPI, of which some don't know.  An MPI that is not, and
