@@ -85,15 +85,15 @@ class Engine:
         self.checks = schedules_of((layout.network, self.penalties))
         self.schedules = tuple(self.checks)  # of options of layers and penalties
         gradient = self.plain_gradient = partial(loss_and_gradient, **options, schedules=self.schedules)
-        self.ranked: RankedStep | None = None
-        if not self.ranks.alone:
-            self.ranked = import_module("bpnet.distributed.step").RankedStep(self)
         self.sparse: SparseStep | None = None
         if any(getattr(layer, "sparse", False) for layer in parts_of(layout.network, Layer)):
             from bpnet.sparse import sparse_step
 
             given = self.penalties, backend, self.compile, self.carry[2]
             self.sparse = sparse_step(layout, self.optimizer, gradient, *given)
+        self.ranked: RankedStep | None = None
+        if not self.ranks.alone:
+            self.ranked = import_module("bpnet.distributed.step").ranked_step(self)
         step: Any = self.sparse or training_step(layout, self.optimizer, gradient)
         plain = outputs(layout, views, self.precision)
         self.outputs = backend.compile(plain, choice=self.compile)

@@ -9,6 +9,7 @@ The rows of E' at other places are copies without a gradient, which nobody looks
 nobody waits for a device, and a step is compiled once for a size of the batch.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -107,8 +108,9 @@ def _pieces(layout: Layout | None, counts: Mapping[str, int], groups: Mapping[st
 
 @dataclass(frozen=True)
 class Small:
-    """The network for a size of the batch: how all vectors fall into pieces, its step, and the same compiled."""
+    """The network for a size of the batch: its layout, how all vectors fall into pieces, its step, also compiled."""
 
+    layout: Layout
     pieces: list[list[Piece]]
     step: Callable[..., tuple[Carry, Array]]
     compiled: Callable[..., tuple[Carry, Array]] | None
@@ -154,19 +156,30 @@ class SparseStep:
         gradient = partial(self.gradient, layout=layout, views=Views(layout), grad_buffers=buffers)
         step, backend = training_step(layout, self.optimizer, gradient), self.backend
         compiled = None if backend.traces else backend.compile(step, donate=True, choice=self.choice)
-        return Small([_pieces(one, counts, self.tables) for one in self.layouts], step, compiled)
+        return Small(layout, [_pieces(one, counts, self.tables) for one in self.layouts], step, compiled)
 
-    def gathered(self, backend: Backend, carry: Carry, x: Input) -> tuple[Small, list[Any], Carry, Input]:
-        """The small network; x and x' of each group; and what the step of the small network is given."""
+    def numbers(self, backend: Backend, x: Input) -> list[Array]:
+        """Of each group, the numbers that its tables are given."""
+        xp, arrays = backend.xp, x if isinstance(x, tuple) else (x,)
+        several = [[xp.reshape(arrays[i], (-1,)) for i in group.inputs] for group in self.groups]
+        return [own[0] if len(own) == 1 else xp.concat(own) for own in several]
+
+    def gathered(
+        self, backend: Backend, carry: Carry, x: Input, every: Sequence[tuple[Array, int]] | None = None
+    ) -> tuple[Small, list[Any], Carry, Input]:
+        """The small network; x and x' of each group; and what the step of the small network is given.
+
+        Where x has some of the rows of a batch, `every` has of each group the numbers of all, and where those of x
+        begin among them; x may then be None.
+        """
         xp, arrays, used = backend.xp, list(x) if isinstance(x, tuple) else [x], []
-        for group in self.groups:
-            own = [xp.reshape(arrays[i], (-1,)) for i in group.inputs]
-            index = own[0] if len(own) == 1 else xp.concat(own)
-            places, start = first_places(Run(backend), index, group.entries), 0
+        for group, (index, start) in zip(self.groups, every or [(n, 0) for n in self.numbers(backend, x)], strict=True):
+            places = first_places(Run(backend), index, group.entries)
             used.append((index, places))
-            for i, one in zip(group.inputs, own, strict=True):
-                arrays[i] = xp.reshape(places[start : start + one.shape[0]], arrays[i].shape)
-                start += one.shape[0]
+            for i in group.inputs if x is not None else ():
+                count = math.prod(arrays[i].shape)
+                arrays[i] = xp.reshape(places[start : start + count], arrays[i].shape)
+                start += count
         small = self.small(tuple(int(places.shape[0]) for _, places in used))
 
         def gather(vector: Array, pieces: list[Piece]) -> Array:
@@ -186,7 +199,7 @@ class SparseStep:
         self, backend: Backend, carry: Carry, x: Input, y: Array | None, weight: Array | None, rows: Array | None,
         *args: Any,
     ) -> tuple[Carry, Array]:  # fmt: skip
-        deferred, xp = current.deferred, backend.xp
+        deferred = current.deferred
         if rows is not None:
             x, y, weight = take_rows(backend, (x, y, weight), (0, rows.shape[0]), rows)
         small, used, given, x = self.gathered(backend, carry, x)
@@ -198,6 +211,12 @@ class SparseStep:
         else:
             moved, value = small.step(backend, given, x, y, weight, None, *args)
             self.written = None
+        current.deferred = deferred  # of this step, which ends with:
+        return self.put(backend, carry, moved, small, used), value
+
+    def put(self, backend: Backend, carry: Carry, moved: Carry, small: Small, used: Sequence[Any]) -> Carry:
+        """The carry with what a step of the small network has made of the rows that are used."""
+        xp = backend.xp
 
         def puts(vector: Array, pieces: list[Piece]) -> list[Put]:
             return [
@@ -208,9 +227,8 @@ class SparseStep:
             ]
 
         found = [*map(puts, (moved[0], moved[1], *moved[2]), small.pieces)]
-        current.deferred = deferred  # of this step, which ends with:
         theta, buffers, *new = put_rows(Run(backend), (carry[0], carry[1], *carry[2]), found)
-        return (theta, buffers, tuple(new)), value
+        return theta, buffers, tuple(new)
 
     def explain(self, explain: Callable[..., str], function: Callable[..., Any], args: tuple[Any, ...]) -> str:
         """What a step with these arguments does, by `explain(function, args)` of what is compiled."""

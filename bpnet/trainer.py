@@ -65,7 +65,8 @@ class Trainer(HasState):
     seed : of start values, shuffling and dropout; the same seed gives the same result bit for bit on the same library
     clip_norm : largest Euclidean norm of the gradient; None for no limit
     penalties : terms of parameters that training adds to the loss, such as [bp.L2(1e-4)]
-    threads : most processor threads to use (NumPy), None for OMP_NUM_THREADS or else all; no result depends on it
+    threads : most processor threads to use (NumPy), None for OMP_NUM_THREADS or else all, which ranks
+        of one host share; no result depends on it
     precision : of the products of float32 matrices: "float32"; or for CuPy arrays on a GPU with tensor cores "tf32", of
         numbers rounded to 11 significant bits, or "bfloat16", to 8.  Sums, parameters, the optimizer's state and the
         loss are float32 in any case, and so is what passes between layers, but in a row of dense layers bfloat16.
@@ -130,6 +131,8 @@ class Trainer(HasState):
         self.device = None if device is None else check_device(device)
         if self.communicator is not None:
             self.device = import_module("bpnet.distributed.devices").device_of_rank(self.communicator, self.device)
+            if self.threads is None:
+                self.threads = import_module("bpnet.distributed.agreeing").threads_of_rank(self.communicator)
         self.micro_batch = None if micro_batch is None else whole("micro_batch", micro_batch, 1)
         check_micro_batch(self.micro_batch, self.network.couples_rows)
         self.compile = check_compile(compile)

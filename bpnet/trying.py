@@ -23,6 +23,8 @@ PARTS_TRIED = 1024
 def step_error(engine: "Engine", error: Exception, batch: Batch) -> OutOfMemoryError:
     """The error to raise where a training step on that batch failed for want of memory."""
     x, _, _, rows = batch
+    if x is None:  # of several ranks one that has no rows
+        return OutOfMemoryError(f"a training step needs more memory than there is: {error}")
     # where tables are sparse the gradient is not one vector
     attempt = None if engine.sparse is not None else partial(_try_step, engine, batch)
     return _error(engine, error, row_count(x if rows is None else rows), True, attempt)

@@ -125,17 +125,29 @@ NAMED = bp.Sequential(
 )
 
 
-def of_several(ranks: Any, network: bp.Layer) -> tuple[Any, Any, list[Any]]:
+def of_several(ranks: Any, lib: Any, network: bp.Layer) -> tuple[Any, Any, list[Any]]:
     rng = np.random.default_rng(1)
-    x = {"codes": rng.integers(0, 20, (50, 2)), "numbers": rng.standard_normal((50, 3))}
+    x = {"codes": lib.array(rng.integers(0, 20, (50, 2))), "numbers": lib.array(rng.standard_normal((50, 3)))}
     trainer = bp.Trainer(network, "mse", "adam", distributed=ranks)
-    trainer.fit(x, rng.standard_normal((50, 2)), epochs=2, batch_size=16, progress=False)
-    trainer.step({name: a[:16] for name, a in x.items()}, np.ones((16, 2)))
-    return trainer.theta, trainer.buffers, []
+    trainer.fit(x, lib.array(rng.standard_normal((50, 2))), epochs=2, batch_size=16, progress=False)
+    trainer.step({name: a[:16, ...] for name, a in x.items()}, lib.array(np.ones((16, 2))))
+    trainer.step({name: a[:2, ...] for name, a in x.items()}, lib.array(np.ones((2, 2))))
+    return lib.host(trainer.theta), lib.host(trainer.buffers), []
 
 
-def test_several_inputs() -> None:
-    equal(threads(3, of_several, NAMED), of_several(None, NAMED))
+SPARSE = eval(repr(NAMED).replace("sparse=False", "sparse=True"), vars(bp))
+
+
+@pytest.mark.parametrize("network", [NAMED, SPARSE], ids=["dense", "sparse"])
+@pytest.mark.parametrize("kind", ["numpy", "numpy-jit", "torch"])
+def test_several_inputs_and_tables(
+    library: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch, network: bp.Layer, kind: str
+) -> None:
+    assert ("sparse=True" in repr(network)) is (network is SPARSE)
+    if kind == "numpy-jit":
+        monkeypatch.setattr("bpnet.backends.numpy.WORTH_IT", 0.0)
+    lib = library(kind)
+    equal(threads(3, of_several, lib, network), of_several(None, lib, network))
 
 
 # ---- steps of one's own loop ----------------------------------------------------------------------------------------
@@ -426,7 +438,7 @@ def test_what_ranks_can_not_do_is_an_error() -> None:
     mixing = bp.Sequential(bp.BatchNorm(), bp.Dense(3))
     x, y, _ = data()
     for network, options, text in (
-        (sparse, {}, "sparse"),
+        (sparse, {"reduction": "ordered"}, "sparse"),
         (mixing, {"reduction": "ordered"}, "all rows of a batch"),
         (LINE, {"reduction": "ordered"}, "fewer blocks"),
         (LINE, {"reduction": "ordered", "rows": "own"}, "rows of their own"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from socket import gethostname
 from typing import TYPE_CHECKING, Any
 
 from bpnet.collected import Collected
@@ -26,6 +28,16 @@ def check_same(ranks: Communicator, given: Mapping[str, Any]) -> None:
                 hint = "every rank is to be given the same; for rows of its own see rows='own' of the options"
                 shown = "" if name == "the data" else f": {value} there, but {other.get(name)}"
                 raise on_all_ranks(OptionError(f"{name} differs between rank 0 and rank {rank}{shown} ({hint})"))
+
+
+def threads_of_rank(ranks: Communicator) -> int | None:
+    """How many threads a rank uses where nobody says: its share of the processors that those of its host may run on."""
+    if ranks.local_size == 1 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    own = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    every = ranks.all_gather((gethostname(), own))
+    together = set().union(*(some for host, some in every if host == gethostname()))
+    return max(1, min(len(own), len(together) // ranks.local_size))
 
 
 def same_state(engine: Engine) -> bool:

@@ -18,9 +18,8 @@ from bpnet.backpropagation import blocks_of, finished, part_of_gradient
 from bpnet.data.loader import Batch, taken
 from bpnet.distributed.base import Communicator, on_all_ranks
 from bpnet.errors import OptionError, plural
-from bpnet.layer import Layer, each_array, row_count
+from bpnet.layer import each_array, row_count
 from bpnet.layout import GradBuffer, Layout
-from bpnet.registry import parts_of
 from bpnet.step import Carry, Views, is_elementwise, updated
 
 if TYPE_CHECKING:
@@ -52,14 +51,12 @@ class _AsksAgainError(BaseException):
 class RankedStep:
     """The training step of an engine with several ranks."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.ranks, self.backend, self.layout, self.loss = engine.ranks, engine.backend, engine.layout, engine.loss
-        self.optimizer, self.micro_batch, self.like = (
-            engine.optimizer,
-            engine.micro_batch,
-            self.backend.copy(engine.carry[0][:1]),
-        )
-        backend, layout, optimizer = self.backend, self.layout, self.optimizer
+    def __init__(self, engine: Engine, layout: Layout | None = None) -> None:
+        """`layout` is that of the parameters, where it is another than the engine's."""
+        self.ranks, self.backend = engine.ranks, engine.backend
+        self.layout = layout = layout or engine.layout
+        backend, optimizer = self.backend, engine.optimizer
+        self.optimizer, self.micro_batch, self.like = optimizer, engine.micro_batch, backend.copy(engine.carry[0][:1])
         check_network(self.ranks, layout)
         options: dict[str, Any] = {"layout": layout, "schedules": engine.schedules}
         self.finish: Callable[..., Any] = partial(
@@ -109,12 +106,18 @@ class RankedStep:
                 return self.advance(state, args, share, count)
         *batch, hyperparameters, number = args
         self.batch, share = (tuple(batch), share) if share is not None else self._own(tuple(batch))
-        theta, buffers, _ = state.now[0]
         self.steps += 1
+        return self.carried_out(state, self.batch, share, hyperparameters, number, count)
+
+    def carried_out(
+        self, state: State, batch: Batch, share: Share, hyperparameters: Any, number: Any, count: int
+    ) -> Array:
+        """The step, of this rank's rows of a batch."""
+        theta, buffers, _ = state.now[0]
         if self.whole is not None and share.rows and not current.reference:
             self._watch()
             rest = *self._arguments(number, share), hyperparameters
-            return self.backend.advance(self.whole, state, (*self.batch, *rest), count)
+            return self.backend.advance(self.whole, state, (*batch, *rest), count)
         self.again = partial(self._summed, buffers=buffers, number=number, share=share)
         message = self.again(theta)
         self._watch(message)
@@ -181,22 +184,24 @@ class RankedStep:
 
     def whole_batch(self) -> Batch:
         """The batch of the last step, with the rows of all ranks."""
-        backend, device = self.backend, self.backend.device(self.like)
+        backend = self.backend
         host: Any = None
         if self.batch[0] is not None:
             host = [None if a is None else each_array(backend.to_host, a) for a in taken(backend, self.batch)[:3]]
         every = [one for one in self.ranks.all_gather(host) if one is not None]
 
-        def joined(arrays: Sequence[Any]) -> Any:
-            if isinstance(arrays[0], tuple):
-                return tuple(map(joined, zip(*arrays, strict=True)))
-            if arrays[0] is None:
-                return None
-            several = [backend.from_host(a, getattr(backend.xp, a.dtype.name), device) for a in arrays]
-            return backend.xp.concat(several)
-
-        x, y, weight = map(joined, zip(*every, strict=True))
+        x, y, weight = map(self._joined, zip(*every, strict=True))
         return x, y, weight, None
+
+    def _joined(self, arrays: Sequence[Any]) -> Any:
+        """Arrays of the host, or tuples of such, of one rank after the other, as one of the backend's."""
+        if isinstance(arrays[0], tuple):
+            return tuple(map(self._joined, zip(*arrays, strict=True)))
+        if arrays[0] is None:
+            return None
+        backend, device = self.backend, self.backend.device(self.like)
+        several = [backend.from_host(a, getattr(backend.xp, a.dtype.name), device) for a in arrays]
+        return several[0] if len(several) == 1 else backend.xp.concat(several)
 
     def _watch(self, message: Array | None = None) -> None:
         """See now and then whether a rank is to stop: all of them at the same steps."""
@@ -356,6 +361,15 @@ class RankedStep:
         return ranks.all_reduce_ordered(self.backend, own, [len(some) for some in nodes], combine)
 
 
+def ranked_step(engine: Engine) -> RankedStep:
+    """That of an engine whose ranks are not alone."""
+    if engine.sparse is None:
+        return RankedStep(engine)
+    from bpnet.distributed.sparse import RankedSparseStep
+
+    return RankedSparseStep(engine)
+
+
 def _all_reduce(ranks: Communicator, tail: int, backend: Backend, vector: Array) -> Array:
     return ranks.all_reduce(backend, vector, tail=tail)
 
@@ -370,9 +384,6 @@ def check_network(ranks: Communicator, layout: Layout) -> None:
             "reduction is 'ordered', but a layer of the network (such as BatchNorm) needs all rows of a batch at once: "
             "take 'fast'"
         )
-    sparse = next((layer for layer in parts_of(network, Layer) if getattr(layer, "sparse", False)), None)
-    if sparse is not None:
-        raise OptionError(f"{sparse} is sparse, but ranks add up whole gradients: leave sparse out")
 
 
 def parted(count: int, ranks: int) -> list[Rows]:

@@ -1,6 +1,7 @@
 """Arrays on a device and the other ranks of a training: sums by NCCL on the current stream, and memory that MPI reads.
 
-CuPy's own binding of NCCL is used (`cupy.cuda.nccl`), of which NVIDIA's library is all that has to be installed.
+CuPy's own binding of NCCL is used (`cupy.cuda.nccl`): NVIDIA's library is all that has to be installed.  Their binding
+nccl4py (0.6) would bring several packages, looks for PyTorch at each call, and promises nothing of its lower level.
 """
 
 import ctypes
