@@ -112,7 +112,7 @@ def test_one_row_of_all_ranks_changes_no_running_statistics(library: Any) -> Non
 
 
 @dataclass(frozen=True)
-class MeanOff(bp.Layer):
+class OffTheMeanOfRanks(bp.Layer):
     """y = x - the mean of x over all rows, whose sums it keeps: a layer of one's own that needs those of all ranks."""
 
     couples_rows = True
@@ -137,14 +137,14 @@ def test_a_layer_of_ones_own_sums_over_ranks(compiled: bool, library: Any) -> No
     if compiled:
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
     lib = library("numpy")
-    expected = trained(lib, MeanOff(), compile=compiled)
-    for found in threads(3, lambda ranks: trained(lib, MeanOff(), ranks, compile=compiled)):
+    expected = trained(lib, OffTheMeanOfRanks(), compile=compiled)
+    for found in threads(3, lambda ranks: trained(lib, OffTheMeanOfRanks(), ranks, compile=compiled)):
         for some, one in zip(found, expected, strict=True):
             np.testing.assert_allclose(some, one, rtol=1e-12, atol=1e-13)
 
 
 @dataclass(frozen=True, init=False)
-class LooksAtValues(bp.Sequential):
+class LooksAtItsValues(bp.Sequential):
     """A network that can't be traced, so that it is called as it stands amidst compiled code."""
 
     def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
@@ -159,7 +159,7 @@ def test_collectives_within_branches_and_what_is_not_compiled(library: Any) -> N
 
     def branches(synchronised: bool) -> bp.Layer:
         norm = bp.BatchNorm(synchronised=synchronised)
-        return bp.Parallel(norm, bp.Sequential(bp.Dense(6, "tanh"), norm), LooksAtValues(norm, bp.Dense(6)))
+        return bp.Parallel(norm, bp.Sequential(bp.Dense(6, "tanh"), norm), LooksAtItsValues(norm, bp.Dense(6)))
 
     (whole, _), *some = (
         trained(lib, branches(False), compile=True),
