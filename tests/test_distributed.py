@@ -78,7 +78,7 @@ def test_ranks_train_as_one_process(backend: Any, case: str) -> None:
     """With masks, weights, schedules, penalties and clipping, and a last batch that no number of ranks divides."""
     made, options = CASES[case]
     count = 3
-    if backend.name == "jax-jit":  # which compiles every step for every trainer, the longer the more is in it
+    if backend.name in ("jax-jit", "cupy"):  # which compile every step for every trainer, the longer the more is in it
         count, made = 2, {name: value for name, value in made.items() if name != "micro_batch"}
         options = {"batch_size": 45}
     equal(threads(count, fitted, backend, made, options), fitted(None, backend, made, options))
