@@ -30,6 +30,7 @@ def main() -> None:
             raise
         print(f"bpnet: the command line needs {missing}: pip install 'bpnet-xp[cli]'", file=sys.stderr)
         sys.exit(2)
+    cli.ranks.silence()
     cli.app(prog_name="bpnet")
 
 

@@ -3,7 +3,6 @@
 Checks run once, at the public boundary; a message names the argument, what was expected, what came, and how to mend it.
 """
 
-import copyreg
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -17,7 +16,13 @@ class BpnetError(Exception):
     """Base of every error that bpnet raises on purpose."""
 
     def __reduce__(self) -> tuple[Any, ...]:  # its text is kept, whatever a subclass makes it from
-        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+        return _again, (type(self), self.args), self.__dict__
+
+
+def _again(kind: type[BpnetError], args: tuple[Any, ...]) -> BpnetError:
+    made = kind.__new__(kind, *args)
+    made.args = args  # which OSError leaves to the constructors that subclasses have
+    return made
 
 
 class ShapeError(BpnetError, ValueError):

@@ -188,8 +188,26 @@ def _loss_faults(loss: Loss, out_shape: Shape, dtype: str) -> Faults:
         target = run.xp.full((2, *loss.target_shape(out_shape)), 0.5, dtype=dtype)
         if loss.labels:
             target = run.xp.zeros(2, dtype=run.xp.int64)
-        found = loss_faults(loss, loss(run, run.xp.full(shape, 0.5, dtype=dtype), target, None, 2.0), shape, dtype)
+        output = run.xp.full(shape, 0.5, dtype=dtype)
+        output[1, ...] = 0.25
+        made = loss(run, output, target, None, 2.0)
+        found = loss_faults(loss, made, shape, dtype)
+        if not found:
+            each = (loss(run, output[i : i + 1, ...], target[i : i + 1, ...], None, 2.0)[0] for i in range(2))
+            found = _sum_faults(loss, float(made[0]), sum(map(float, each)))
     return found
+
+
+def _sum_faults(loss: Loss, both: float, each: float) -> Faults:
+    """Whether the loss of two rows is other than the sum of those of each."""
+    if math.isclose(both, each, rel_tol=1e-3, abs_tol=1e-6) or not math.isfinite(both - each):
+        return []
+    return [
+        ArgumentError(
+            f"{loss}: of two rows it gave {both:.6g}, but of each by itself, with the same total, {each:.6g} together; "
+            "expected a sum over rows, divided by total: they are computed in parts, which are added up"
+        )
+    ]
 
 
 def loss_faults(loss: Loss, made: Any, shape: Shape, dtype: str) -> Faults:

@@ -13,7 +13,7 @@ from bpnet.backends.base import PRECISIONS
 from bpnet.backends.interrupts import current, end_sessions
 from bpnet.callbacks.base import Callback, check_callbacks
 from bpnet.callbacks.history import History
-from bpnet.callbacks.progress import Progress, default_stream, redraws
+from bpnet.callbacks.progress import Progress, Resumed, default_stream, redraws
 from bpnet.compatibility import (
     check_compile,
     check_micro_batch,
@@ -321,6 +321,8 @@ class Trainer(HasState):
                 held_out = None if held_out is None else held_out.cached()
             if progress and not any(isinstance(listener, Progress) for listener in more["listeners"]):
                 more["listeners"].insert(0, Progress())
+            if progress and saving is not None and saving.resume:
+                more["listeners"].insert(0, Resumed(saving.folder.path))
             training = Training(self, engine, data, held_out, **more)
             engine.set_epoch(training.steps)
             training.run(epochs)

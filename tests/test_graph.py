@@ -22,7 +22,7 @@ from test_interrupts import GO_ON, check_goes_on
 
 import bpnet as bp
 from bench.workloads import WORKLOADS, Task, pool, start_values
-from bpnet.backends.base import PRECISIONS
+from bpnet.backends.base import PRECISIONS, State
 
 BPNET = bp.__file__.removesuffix("__init__.py")
 """Where the files of the library lie."""
@@ -837,6 +837,26 @@ def test_what_cannot_be_traced_runs_and_says_so_once(batch_size: int, world: Wor
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trainer.step(world.array(x[:7]), world.array(y[:7]))
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_a_step_may_depend_on_its_loss(captures: bool, world: World) -> None:
+    """Which lies where the host reads it, at another place after each step."""
+
+    def step(backend: Any, carry: Any, x: Any, number: Any) -> Any:
+        (w,) = carry
+        loss = backend.xp.sum(x * w)
+        return (w - 0.01 * loss * backend.xp.sum(x, axis=0),), loss
+
+    compiled, x, w = world.seam.compile(step, donate=True), np.linspace(0.1, 1.0, 12).reshape(3, 4), np.ones(4)
+    compiled.captures = captures
+    state, losses = State((world.array(w),), 0), []
+    for count in range(4):
+        losses.append(np.sum(x * w))
+        found = world.seam.advance(compiled, state, (world.array(x), count), count + 1)
+        np.testing.assert_allclose(found.get(), losses[-1], rtol=1e-12)
+        w = w - 0.01 * losses[-1] * x.sum(axis=0)
+        np.testing.assert_allclose(state.now[0][0].get(), w, rtol=1e-12)
 
 
 @dataclass(frozen=True)

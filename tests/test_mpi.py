@@ -43,15 +43,15 @@ def test_what_ranks_say_to_each_other_arrives():
 
 SAID = {
     "raises": r"ValueError: a bad row\nbpnet: {name} has failed, which ends the others",
-    "sleeps": r"RankError: {name} hangs: for \d+ s it has been in training \(act, line \d+ of .*rank_work.py\)",
-    "is stopped": r"RankError: {name} is stopped, as by SIGSTOP, and the others have waited for it for \d+ s",
+    "sleeps": r"bpnet: {name} hangs: for \d+ s it has been in training \(act, line \d+ of .*rank_work.py\)",
+    "is stopped": r"bpnet: {name} is stopped, as by SIGSTOP, and the others have waited for it for \d+ s",
     "is killed": r"(PID {process} RUNNING AT|process rank 1 with PID {process} on node) .*[Kk]illed",
 }
 
 
 def test_a_rank_that_fails_ends_all():
     """Within the time limit, with one message that names it, a status that is not 0, and no process left."""
-    runs = [Run(2, fails, how, timeout=2.0) for how in SAID]
+    runs = [Run(2, fails, how, timeout=2.5) for how in SAID]
     with ThreadPoolExecutor(len(runs)) as pool:
         ends = list(pool.map(lambda run: run.end(60.0), runs))
     for (how, said), ended in zip(SAID.items(), ends, strict=True):
@@ -59,10 +59,10 @@ def test_a_rank_that_fails_ends_all():
         said = said.format(name=rf"rank 1 \(host \S+, process {process}\)", process=process)
         text = ended.err if how != "is killed" else ended.out + ended.err  # MPICH's own, on its standard output
         assert len(re.findall(said, text, re.DOTALL)) == 1, (how, text)
-        assert ended.err.count("Traceback") == (how != "is killed"), (how, ended.err)
+        assert ended.err.count("Traceback") == (how == "raises"), (how, ended.err)
         assert ended.code != 0, how
         assert not ended.left, how
-        assert ended.at - float(began) < 10.0, how  # with what mpiexec takes, on a machine that is busy
+        assert ended.at - float(began) < 25.0, how  # with what mpiexec takes, on a machine that is busy
 
 
 # ---- who is to blame, without processes -------------------------------------------------------------------------

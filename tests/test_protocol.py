@@ -336,6 +336,8 @@ class Squares(bp.Loss):
             "one": value,
             "values": (error * error, slope),
             "summed": (value, run.xp.sum(slope, axis=1)),
+            "total": (value * (total / output.shape[0]), slope),
+            "coupled": (value - run.xp.sum(run.xp.mean(output, axis=0)), slope),
         }[self.mistake]
 
 
@@ -355,6 +357,13 @@ def test_what_a_loss_gives_wrongly_is_named(mistake: str, error: Any, pattern: s
         bp.value_and_grad(bp.Dense(3), loss, np.zeros(15), X, y)
     with pytest.raises(GradientError, match=pattern.replace("2,", r"\d+,")):
         bp.check_gradients(bp.Dense(3), X, y, loss=loss)
+
+
+@pytest.mark.parametrize("mistake", ["total", "coupled"])
+def test_a_loss_that_is_no_sum_over_rows_is_named(mistake: str) -> None:
+    """Which threads, micro-batches and ranks would add up wrongly."""
+    with pytest.raises(ArgumentError, match=r"of two rows it gave .*; expected a sum over rows, divided by total"):
+        bp.Trainer(bp.Dense(3), Squares(mistake)).step(X, X[:, :3])
 
 
 def test_a_loss_that_takes_labels_only_is_tried_with_labels(backend: Any) -> None:

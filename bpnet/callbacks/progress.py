@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from bpnet.callbacks.base import Callback, Record
 from bpnet.callbacks.history import describe
-from bpnet.errors import ArgumentError, kind_of
+from bpnet.errors import ArgumentError, kind_of, plural
 
 if TYPE_CHECKING:
     from bpnet.trainer import Trainer
@@ -100,6 +100,31 @@ class Progress(Callback):
         except UnicodeEncodeError:
             self.stream.write(text.replace("━", "#").replace("─", "-"))
         self.stream.flush()
+
+
+class Resumed(Callback):
+    """Says where a training goes on that was saved in a folder, on the stream of the progress bar."""
+
+    only_first = True
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def on_train_begin(self, trainer: "Trainer", epochs: int, steps: int) -> None:
+        done, after = len(trainer.history), trainer.step_count - (trainer.history["step"][-1] if trainer.history else 0)
+        if epochs == 0 or trainer.stop:
+            self.say(f"the training in {self.folder} was complete after epoch {done}")
+        elif trainer.step_count:
+            middle = f", {plural(after, 'step')} into the next" if after > 0 else ""
+            self.say(f"resuming after epoch {done}{middle}")
+        else:
+            self.say(f"nothing to resume in {self.folder}")
+
+    def say(self, text: str) -> None:
+        stream = default_stream()
+        if stream is not None:
+            stream.write(text + "\n")
+            stream.flush()
 
 
 def _clock(seconds: float) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bpnet import __version__
-from bpnet.cli import check, evaluate, export, info, predict, train
+from bpnet.cli import check, evaluate, export, info, predict, ranks, train
 from bpnet.cli.terminal import Command, report_errors
 
 
@@ -34,5 +34,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.callback()(main)
-for command in (train.train, evaluate.evaluate, predict.predict, export.export, info.info, check.check):
-    app.command(cls=Command)(report_errors(command))
+app.command(cls=Command)(report_errors(ranks.as_one(train.train)))
+for command in (evaluate.evaluate, predict.predict, export.export, info.info, check.check):
+    app.command(cls=Command)(ranks.by_one(report_errors(command)))

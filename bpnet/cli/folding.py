@@ -19,11 +19,11 @@ from bpnet.report import Figures, statement, to_host
 from bpnet.report.judging import judge
 from bpnet.report.scores import Statement
 from bpnet.report.words import SHARES
+from bpnet.tabular.fitting import TableTraining
 from bpnet.tabular.folds import each_fold
 from bpnet.tabular.goals import rows_of
 from bpnet.tabular.model import TableModel
 from bpnet.tabular.options import TrainingOptions
-from bpnet.tabular.training import TableTraining
 
 ROWS = 8192
 """Rows that are predicted at a time."""

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from importlib import metadata
@@ -46,6 +47,10 @@ MISSED = dict.fromkeys(("llvmlite", "scikit-learn", "pyarrow", "matplotlib"), ""
     "nvmath-python": "; on a GPU, cuBLASLt, CUDA graphs, tf32 and bfloat16 need it"
 }
 """Packages that bpnet can use beside array libraries, and what is missed without one."""
+MISSED_RANKS = {
+    "MPI": "; training by several processes needs mpi4py and mpich: the extra mpi",
+    "NCCL": "; on several GPUs it is faster than MPI alone: the extra nccl",
+}
 
 
 def info(
@@ -154,8 +159,40 @@ def describe_machine() -> JSON:
         "processors": os.cpu_count(),
         "blas": blas,
         "backends": {name: describe_library(name) for name in backends.NAMES},
+        "mpi": describe_mpi(),
+        "nccl": describe_nccl(),
         "extras": {name: next((d.version for d in metadata.distributions(name=name)), None) for name in MISSED},
     }
+
+
+def describe_mpi() -> JSON:
+    """mpi4py and the MPI that it has found, for training by several processes."""
+    result: JSON = {"mpi4py": None, "library": None}
+    try:
+        mpi4py = importlib.import_module("mpi4py")
+        result["mpi4py"] = mpi4py.__version__
+        mpi4py.rc.initialize = False  # what is asked here needs no other process
+        library = importlib.import_module("mpi4py.MPI").Get_library_version()
+        result["library"] = " ".join(library.replace("\0", "").split("\n")[0].replace("Version:", "").split())
+    except ModuleNotFoundError:
+        pass
+    except Exception as error:  # no library of MPI, or one that is broken
+        result["problem"] = " ".join(str(error).split())
+    return result
+
+
+def describe_nccl() -> JSON:
+    """NVIDIA's library for training by several GPUs, as CuPy finds it."""
+    result: JSON = {"version": None}
+    with warnings.catch_warnings(action="ignore"):  # CuPy warns where the library is not there, which is no news here
+        try:
+            number = importlib.import_module("cupy.cuda.nccl").get_version()
+            result["version"] = f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
+        except (ModuleNotFoundError, AttributeError):  # no CuPy, or nothing behind its module
+            pass
+        except Exception as error:
+            result["problem"] = " ".join(str(error).split())
+    return result
 
 
 def describe_library(name: str) -> JSON:
@@ -216,6 +253,8 @@ def show_machine(result: JSON) -> None:
     several = {**result["backends"], **{name: known and {"version": known} for name, known in result["extras"].items()}}
     rows = [(name, in_words(value)) for name, value in result.items() if not isinstance(value, dict | list)]
     rows += [("BLAS", in_words(blas)) for blas in result["blas"]]
+    for name, known in (("MPI", result["mpi"]), ("NCCL", result["nccl"])):
+        rows.append((name, in_words(known) or f"not installed{MISSED_RANKS[name]}"))
     rows += [(name, in_words(known or {}) or f"not installed{MISSED.get(name, '')}") for name, known in several.items()]
     show_grid(rows)
     for known in result["backends"].values():

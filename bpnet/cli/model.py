@@ -54,8 +54,12 @@ def rows_from_one() -> Iterator[None]:
     try:
         yield
     except (DataError, DTypeError) as error:
-        text = re.sub(r"\brow (\d+)", lambda found: f"row {int(found[1]) + 1:,}", str(error))
-        raise type(error)(text) from None
+        raise type(error)(from_one(str(error))) from None
+
+
+def from_one(text: str) -> str:
+    """The same, of rows counted from 0."""
+    return re.sub(r"\brow (\d[\d,]*)", lambda found: f"row {int(found[1].replace(',', '')) + 1:,}", text)
 
 
 @contextmanager
@@ -74,6 +78,25 @@ def load(path: Path, backend: str) -> bp.TableModel:
     return OfTrainer(found) if isinstance(found, bp.Trainer) else found
 
 
+def request_for(
+    model: bp.TableModel,
+    text: TextOptions,
+    *,
+    target: Sequence[str] | None = None,
+    labelled: bool = True,
+    keys: Sequence[str] = (),
+) -> Request:
+    """What a model wants of a data set."""
+    texts = [f.name for f in model.schema.features if f.values and isinstance(f.values[0], str)]
+    targets = (target or model.target.names) if labelled else ()
+    if any(isinstance(label, str) for label in model.target.classes):
+        texts += targets
+    known = list(model.schema.names) if model.schema.named else None
+    return Request(
+        targets=targets, labelled=labelled, known=known, texts=texts, keys=keys, text=text, evaluates=labelled
+    )
+
+
 def read_for(
     model: bp.TableModel,
     data: str,
@@ -84,14 +107,7 @@ def read_for(
     keys: Sequence[str] = (),
 ) -> Dataset:
     """The rows of a data set for a model: its columns, and with `labelled` the target, by default that of the model."""
-    texts = [f.name for f in model.schema.features if f.values and isinstance(f.values[0], str)]
-    targets = (target or model.target.names) if labelled else ()
-    if any(isinstance(label, str) for label in model.target.classes):
-        texts += targets
-    known = list(model.schema.names) if model.schema.named else None
-    request = Request(
-        targets=targets, labelled=labelled, known=known, texts=texts, keys=keys, text=text, evaluates=labelled
-    )
+    request = request_for(model, text, target=target, labelled=labelled, keys=keys)
     dataset = read(data, request)
     if not model.schema.named and len(dataset.frame.names) != model.n_features_in_:
         has = f"{len(dataset.frame.names)} columns" if dataset.targets else f"{len(dataset.frame.names)} numbers a row"
@@ -119,16 +135,17 @@ def check_metric_names(metrics: Sequence[str] | None) -> None:
 def evaluate_rows(model: bp.TableModel, x: Any, y: Array, metrics: Sequence[Any] = ()) -> JSON:
     """Loss in the target's own unit, accuracy (None for numbers), the metrics, and for numbers R2.
 
-    R2 is the share of variance that is explained.  Of a loss with label smoothing, the log loss without is there too.
+    x may be a stream, which has y too, and then y is None.  R2 is the share of variance that is explained.  Of a loss
+    with label smoothing, the log loss without is there too.
     """
     trainer = model.trainer
-    plain = isinstance(trainer.loss, bp.MeanSquaredError) and trainer.loss.scale == 1.0
+    plain = isinstance(trainer.loss, bp.MeanSquaredError) and trainer.loss.scale == 1.0 and y is not None
     wanted: list[Any] = list(metrics)
     if model.target.kind == "number" and not plain and "r2" not in metrics:
         wanted.append("r2")
     if getattr(trainer.loss.single, "label_smoothing", 0.0) and "log_loss" not in metrics:
         wanted.append("log_loss")
-    found = trainer.evaluate(x, y, batch_size=ROWS, metrics=wanted)
+    found = trainer.evaluate(*((x,) if y is None else (x, y)), batch_size=ROWS, metrics=wanted)
     result: JSON = {"loss": found.pop("loss"), "accuracy": found.pop("accuracy", None)}
     if plain:
         with np.errstate(over="ignore"):

@@ -71,6 +71,23 @@ Missing = Annotated[
     of_text("TEXT", "Also counts as a missing value, as empty fields, NA, NaN, null and ? do; may be repeated."),
 ]
 
+Stream = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Read a Parquet or Arrow file block by block instead of keeping its rows in memory; by default where they "
+        "would take more than half of it.",
+        show_default=False,
+        rich_help_panel=RUNNING,
+    ),
+]
+BadRows = Annotated[
+    str,
+    of_running(
+        "NAME", "Rows that can't be used, of a streamed file: error, or skip.", autocompletion=choices("error", "skip")
+    ),
+]
+
 # ---- network and training -------------------------------------------------------------------------------------------
 
 Hidden = Annotated[str | None, of_network("N,N,...", "Units of the hidden layers; '' for none.")]

@@ -1,10 +1,8 @@
 """bpnet predict: the predictions of a saved model for the rows of a data set."""
 
-import csv
-import io
-import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,15 +12,15 @@ import typer
 import bpnet as bp
 from bpnet.backends import Array
 from bpnet.cli import terminal
-from bpnet.cli.model import ROWS, load, location, read_for, rows_from_one
-from bpnet.cli.options import Encoding, Keys, Library, Missing, Sep, text_options
+from bpnet.cli.model import ROWS, load, location, read_for, request_for, rows_from_one
+from bpnet.cli.options import Encoding, Keys, Library, Missing, Sep, Stream, text_options
+from bpnet.cli.streamed import file_of, parts
 from bpnet.cli.terminal import JSON, AsJSON, Data, Model, option
-from bpnet.disk import write_atomically
+from bpnet.cli.writing import ENDINGS, Writer, as_rows
 from bpnet.errors import OptionError, plural
 from bpnet.options import number
 from bpnet.tabular.distributions import levels_of
-
-ENDINGS = (".csv", ".parquet", ".jsonl", ".npy")
+from bpnet.tabular.frames import Frame
 
 
 def predict(
@@ -41,6 +39,7 @@ def predict(
     encoding: Encoding = "utf-8",
     missing: Missing = None,
     backend: Library = "numpy",
+    stream: Stream = None,
     as_json: AsJSON = False,
 ) -> None:
     """Predict every row of DATA with MODEL, one line a row: a class by its name, or numbers.
@@ -64,31 +63,45 @@ def predict(
         raise OptionError(f"--proba is for classes, but {model} predicts numbers")
     if interval is not None:
         check_interval(found, interval)
-    dataset = read_for(found, data, text_options(sep, encoding, missing), labelled=False, keys=keys or ())
-    began = time.perf_counter()
-    with rows_from_one():
-        columns = answers(found, dataset.frame, proba, interval)
-    result: JSON = {"rows": dataset.frame.rows, "seconds": time.perf_counter() - began}
-    result |= {**location(found.trainer), "data": data}
-    beside = {} if dataset.keys is None else {name: plain(dataset.keys.column(name)) for name in dataset.keys.names}
-    for name in [*columns]:
-        free = name
-        while free in beside:
-            free = f"predicted_{free}"
-        beside[free] = columns[name]
-    columns = beside
-    if output is not None:
-        write(output, columns)
-        lines = [f"{plural(dataset.frame.rows, 'prediction')} written to {output}"]
-        result["output"] = str(output)
-    elif proba or keys or interval or spread(found):
-        lines = as_csv(columns).removesuffix("\n").split("\n")
-        result["predictions"] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    options, file = text_options(sep, encoding, missing), file_of(data, stream)
+    plain_lines = not (proba or keys or interval or spread(found))
+    if file is not None:
+        if output is None and as_json:
+            raise OptionError(
+                f"--json would hold every prediction, but {data} is streamed: write them to --output FILE"
+            )
+        request = request_for(found, options, labelled=False, keys=keys or ())
+        rows, some = file.rows, parts(found, file, request)
     else:
-        rows = [list(row) if len(row) > 1 else row[0] for row in zip(*columns.values(), strict=True)]
-        lines = [",".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows]
-        result["predictions"] = rows
-    terminal.report(result, as_json, *lines)
+        dataset = read_for(found, data, options, labelled=False, keys=keys or ())
+        rows, some = dataset.frame.rows, iter([(dataset.frame, dataset.keys, nullcontext())])
+    began, predictions = time.perf_counter(), []
+    with Writer(output, rows, found.target.classes) as writer:
+        for frame, own_keys, numbered in some:
+            with rows_from_one(), numbered:
+                columns = answers(found, frame, proba, interval)
+            named = beside(own_keys, columns)
+            if output is not None:
+                writer.write(named)
+            elif as_json:
+                predictions += as_rows(named, plain_lines)
+            else:
+                writer.show(named, plain_lines)
+    result: JSON = {"rows": rows, "seconds": time.perf_counter() - began}
+    result |= {**location(found.trainer), "data": data}
+    result |= {"predictions": predictions} if output is None else {"output": str(output)}
+    terminal.report(result, as_json, *([] if output is None else [f"{plural(rows, 'prediction')} written to {output}"]))
+
+
+def beside(keys: Frame | None, columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Keys and predictions, whose names differ from theirs."""
+    found = {} if keys is None else {name: plain(keys.column(name)) for name in keys.names}
+    for name in columns:
+        free = name
+        while free in found:
+            free = f"predicted_{free}"
+        found[free] = columns[name]
+    return found
 
 
 def spread(model: bp.TableModel) -> bool:
@@ -176,47 +189,3 @@ def plain(values: Array) -> list[Any]:
         values = values.astype("U").astype(np.float64)
     listed = values.tolist()
     return [None if value != value else value for value in listed] if values.dtype.kind == "f" else listed
-
-
-def as_csv(columns: Mapping[str, list[Any]]) -> str:
-    """Text with commas, below a header."""
-    file = io.StringIO(newline="")
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return file.getvalue()
-
-
-def write(path: Path, columns: Mapping[str, list[Any]]) -> None:
-    """Predictions as a file, complete or not there at all."""
-    kind = path.suffix.lower()
-    if kind == ".npy":
-        array = as_array(list(columns.values()), path)
-        with write_atomically(path) as file:
-            np.save(file, array, allow_pickle=False)
-    elif kind == ".parquet":
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        table = pa.table({name: pa.array(values) for name, values in columns.items()})
-        with write_atomically(path) as file:
-            parquet.write_table(table, file)
-    else:
-        with write_atomically(path, "w", newline="", encoding="utf-8") as file:
-            if kind == ".csv":
-                writer = csv.writer(file)
-                writer.writerow(columns)
-                writer.writerows(zip(*columns.values(), strict=True))
-            else:
-                for row in zip(*columns.values(), strict=True):
-                    file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
-
-
-def as_array(columns: list[list[Any]], path: Path) -> Array:
-    """One column as an array, several side by side."""
-    found = columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
-    longest = max((len(answer) for answer in found if isinstance(answer, str)), default=0)
-    array = np.asarray(found if longest * len(found) < 1 << 28 else None)  # NumPy pads text to the longest
-    if array.dtype.kind not in "biufU":
-        raise OptionError(f"--output is {path}, but a .npy file can't hold these predictions: take a .csv file")
-    return array

@@ -1,12 +1,15 @@
 """What is told of a training while it runs, and what ends it."""
 
 import signal
+import time
+from contextlib import suppress
 from types import FrameType
 
 import bpnet as bp
+from bpnet.callbacks import progress as callbacks
+from bpnet.callbacks.progress import default_stream, redraws
 from bpnet.cli import terminal
 from bpnet.cli.terminal import JSON
-from bpnet.errors import plural
 
 
 class Report(bp.Progress):
@@ -68,18 +71,25 @@ class Interrupt(bp.Callback):
         trainer.stop = trainer.stop or self.number > 0
 
 
-class Resumed(bp.Callback):
-    """Says where a training goes on that was saved in a folder."""
+class Reading:
+    """Says how much of a file has been read, where a line can be written anew; a signal that has come ends it."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, name: str, interrupt: Interrupt, shows: bool) -> None:
+        self.name, self.interrupt, self.stream = name, interrupt, default_stream()
+        self.shows, self.last = shows and redraws(self.stream), 0.0
 
-    def on_train_begin(self, trainer: bp.Trainer, epochs: int, steps: int) -> None:
-        done, after = len(trainer.history), trainer.step_count - (trainer.history["step"][-1] if trainer.history else 0)
-        if epochs == 0 or trainer.stop:
-            terminal.show(f"the training in {self.folder} was complete after epoch {done}")
-        elif trainer.step_count:
-            middle = f", {plural(after, 'step')} into the next" if after > 0 else ""
-            terminal.show(f"resuming after epoch {done}{middle}")
-        else:
-            terminal.show(f"nothing to resume in {self.folder}")
+    def __call__(self, share: float) -> None:
+        if self.interrupt.number:
+            terminal.stop(self.interrupt.number)
+        if self.shows and self.stream is not None and (share >= 1.0 or time.monotonic() > self.last + 0.1):
+            self.last = time.monotonic()
+            with suppress(OSError):
+                self.stream.write("\r\x1b[K" + (f"reading {self.name}: {share:.0%}" if share < 1.0 else ""))
+                self.stream.flush()
+
+
+class Resumed(callbacks.Resumed):
+    """Says where a training goes on, in the words and at the place of the command."""
+
+    def say(self, text: str) -> None:
+        terminal.show(text)

@@ -8,9 +8,9 @@ import typer
 from bpnet.cli import terminal
 from bpnet.cli.progress import Interrupt
 from bpnet.errors import OptionError
+from bpnet.tabular.fitting import TableTraining
 from bpnet.tabular.options import TrainingOptions
 from bpnet.tabular.search import SEARCHED, Search, Trial, search
-from bpnet.tabular.training import TableTraining
 
 
 def check_search(**others: Any) -> None:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from bpnet.disk import open_ordinary
 from bpnet.errors import DataError, OptionError, shown
+from bpnet.tabular.files import files_of
 
 KINDS = {
     **dict.fromkeys((".csv", ".tsv", ".tab"), "text"),
@@ -25,6 +26,8 @@ COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
 """How text is compressed, by its last ending."""
 BEGINNINGS = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow", b"PK\x03\x04": "npz"}
 """What standard input is by its first bytes; anything else is text."""
+WHOLE, PIECES, PIECE = 1 << 30, 256, 1 << 18
+"""Bytes up to which a file is known again by all of them, and of larger ones how many parts of how many bytes."""
 PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -69,8 +72,31 @@ class Source:
 
     def fingerprint(self) -> str:
         """What the content is known again by."""
+        if self.kind == "folder":
+            return fingerprint([path for _, path in files_of(Path(self.name))])
         with self.open() as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+            return digest(file)
+
+
+def digest(file: BinaryIO) -> str:
+    """A hash of all bytes of a file; of one of more than WHOLE bytes, of its size and of PIECES parts of it."""
+    size = os.fstat(file.fileno()).st_size
+    if size <= WHOLE:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+    found = hashlib.sha256(str(size).encode())
+    for i in range(PIECES):
+        file.seek((size - PIECE) * i // (PIECES - 1))
+        found.update(file.read(PIECE))
+    return found.hexdigest()
+
+
+def fingerprint(paths: Sequence[Path]) -> str:
+    """What the content of files is known again by."""
+    found = []
+    for path in paths:
+        with open_ordinary(path) as file:
+            found.append(digest(file))
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
 
 
 def find_source(data: str) -> Source:
@@ -79,7 +105,9 @@ def find_source(data: str) -> Source:
         return standard_input()
     path = Path(data)
     if path.is_dir():
-        raise DataError(f"{data} is a folder; expected the name of a file")
+        if not files_of(path):
+            raise DataError(f"{data} is a folder without tables; expected the name of a file, or a folder of .parquet")
+        return Source(data, "folder", "folder of tables", None, lambda: open_ordinary(path))
     endings = [ending.lower() for ending in path.suffixes[-2:]]
     compression = COMPRESSED.get(endings[-1]) if endings else None
     ending = "".join(endings[-2 if compression else -1 :])

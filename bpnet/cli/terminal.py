@@ -16,6 +16,7 @@ import typer
 import typer.core
 
 from bpnet import backends
+from bpnet.cli.ranks import tells
 from bpnet.disk import write_atomically
 from bpnet.errors import BpnetError, MissingExtraError, OptionError, UnknownNameError, path_error
 
@@ -163,9 +164,19 @@ def stop(number: int, frame: FrameType | None = None) -> NoReturn:
     raise KeyboardInterrupt(number)
 
 
-def signal_of(interrupt: KeyboardInterrupt) -> signal.Signals:
+def signal_of(interrupt: KeyboardInterrupt | SystemExit) -> signal.Signals:
     """The signal that `stop` was called with; Python's own handler, which knows only Ctrl-C, leaves none."""
-    return signal.Signals(interrupt.args[0] if interrupt.args else signal.SIGINT)
+    if isinstance(interrupt, SystemExit):  # by which a program ends of whom nobody else knows
+        return signal.Signals(int(interrupt.code or 128 + signal.SIGTERM) - 128)
+    return signal.Signals(interrupt.args[0] if interrupt.args and isinstance(interrupt.args[0], int) else signal.SIGINT)
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error says to a user."""
+    if isinstance(error, OSError) and not isinstance(error, BpnetError):
+        return str(path_error(str(error.filename or "reading or writing"), error))
+    short = isinstance(error, MemoryError) and not isinstance(error, BpnetError)
+    return f"there is not enough memory: {error}" if short else str(error)
 
 
 def report_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -178,17 +189,14 @@ def report_errors(command: Callable[P, R]) -> Callable[P, R]:
                 return command(*args, **kwargs)
         except BrokenPipeError:  # the reader of the output left, as `head` does: Typer's matter
             raise
-        except OSError as error:
-            message = str(path_error(str(error.filename or "reading or writing"), error))
-        except (BpnetError, UnicodeError) as error:
-            message = str(error)
-        except MemoryError as error:
-            message = f"there is not enough memory: {error}"
+        except (OSError, BpnetError, UnicodeError, MemoryError) as error:
+            if tells(error):
+                warn(in_a_line(error))
+            raise typer.Exit(2) from None
         except KeyboardInterrupt as error:
             number = signal_of(error)
-            warn(f"{STOP_SIGNALS[number]}, nothing was saved")
+            if tells(error):
+                warn(f"{STOP_SIGNALS[number]}, nothing was saved")
             raise typer.Exit(128 + number) from None
-        warn(message)
-        raise typer.Exit(2)
 
     return run

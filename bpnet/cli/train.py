@@ -2,14 +2,13 @@
 
 import math
 import os
-import re
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,18 +22,23 @@ from bpnet.cli import terminal
 from bpnet.cli.dataset import Dataset, Request, read
 from bpnet.cli.folding import after_folds, cross_validate, figures_over, summary
 from bpnet.cli.model import check_metric_names, evaluate_rows, location, rows_from_one, scores, warn_of_useless
-from bpnet.cli.options import KINDS, text_options
+from bpnet.cli.options import text_options
+from bpnet.cli.parsing import in_options, options_named, parse_hidden, parse_types, quantile_loss
 from bpnet.cli.plotting import TERMINAL, check_plot, draw
-from bpnet.cli.progress import Interrupt, Report, Resumed
+from bpnet.cli.progress import Interrupt, Reading, Report, Resumed
+from bpnet.cli.ranks import Ranks
 from bpnet.cli.reporting import check_report, figures_of, lines_of
 from bpnet.cli.searching import best_of, check_search, find_options
+from bpnet.cli.streamed import file_of, in_bytes, judged, prepared, unfit
 from bpnet.cli.terminal import JSON, AsJSON, Data, device_of
-from bpnet.errors import BpnetError, DataError, DivergedError, DTypeError, OptionError, PathError, plural, shown
+from bpnet.errors import BpnetError, DivergedError, OptionError, PathError, plural
 from bpnet.files.folder import Folder
-from bpnet.tabular.goals import rows_of
+from bpnet.options import choice
+from bpnet.tabular.files import TableFile
+from bpnet.tabular.fitting import TableTraining
 from bpnet.tabular.leaks import remembered
 from bpnet.tabular.options import TrainingOptions
-from bpnet.tabular.training import TableTraining, prepare
+from bpnet.tabular.training import prepare
 
 
 def train(
@@ -69,6 +73,8 @@ def train(
     backend: of.Library = "numpy",
     precision: of.Precision = "float32",
     threads: of.Threads = None,
+    stream: of.Stream = None,
+    bad_rows: of.BadRows = "error",
     checkpoint: of.Checkpoint = None,
     every: of.Every = None,
     resumed: of.Resume = False,
@@ -91,58 +97,68 @@ def train(
     --checkpoint DIR, the same command and --resume then go on from there.
     """
     # All that can be wrong is found out before the work begins.
-    check_metric_names(metric)
-    with options_named():
-        options = TrainingOptions(
-            hidden=None if hidden is None else parse_hidden(hidden),
-            activation=cast(Any, activation),
-            dropout=dropout,
-            loss=cast(Any, loss if quantiles is None else quantile_loss(loss, quantiles)),
-            optimizer=cast(Any, optimizer),
-            lr=lr,
-            weight_decay=weight_decay,
-            schedule=schedule,
-            epochs=epochs,
-            batch_size=batch_size,
-            validation=validation,
-            early_stopping=True if patience is None else patience,
-            class_weight=class_weight,
-            ensemble=ensemble,
-            preset=preset,
-            types={name: "category" if kind == "text" else kind for name, kind in parse_types(types).items()},
-            metrics=cast(Any, list(metric or ())),
-            seed=seed,
-            device=check_device(device_of(backend)),
-            precision=cast(Any, precision),
-            threads=threads,
+    ranks: Ranks = context.obj
+    threads = ranks.threads() if threads is None else threads
+    with ranks.agreeing():
+        check_metric_names(metric)
+        with options_named():
+            options = TrainingOptions(
+                hidden=None if hidden is None else parse_hidden(hidden),
+                activation=cast(Any, activation),
+                dropout=dropout,
+                loss=cast(Any, loss if quantiles is None else quantile_loss(loss, quantiles)),
+                optimizer=cast(Any, optimizer),
+                lr=lr,
+                weight_decay=weight_decay,
+                schedule=schedule,
+                epochs=epochs,
+                batch_size=batch_size,
+                validation=validation,
+                early_stopping=True if patience is None else patience,
+                class_weight=class_weight,
+                ensemble=ensemble,
+                preset=preset,
+                types={name: "category" if kind == "text" else kind for name, kind in parse_types(types).items()},
+                metrics=cast(Any, list(metric or ())),
+                seed=seed,
+                device=check_device(device_of(backend)),
+                precision=cast(Any, precision),
+                threads=threads,
+                distributed=ranks.options,
+            )
+        if checkpoint is None and (resumed or every is not None):
+            raise OptionError(f"{'--resume' if resumed else '--every'} needs --checkpoint DIR: give that too")
+        if folds and (checkpoint or plot):
+            raise OptionError(
+                f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}"
+            )
+        if search:
+            check_search(folds=folds, checkpoint=checkpoint, preset=preset, validation=not validation)
+        if ranks.count > 1 and (search or data == "-"):
+            what = "--search tries out options" if search else "standard input is read"
+            raise OptionError(
+                f"{what} in one process: start it without mpiexec, or {'leave it out' if search else 'give a file'}"
+            )
+        request = Request(
+            targets=target or (),
+            features=features or (),
+            drop=drop or (),
+            types=parse_types(types),
+            text=text_options(sep, encoding, missing),
         )
-    if checkpoint is None and (resumed or every is not None):
-        raise OptionError(f"{'--resume' if resumed else '--every'} needs --checkpoint DIR: give that too")
+        choice("--bad-rows", bad_rows, ("error", "skip"))
     folder = None if checkpoint is None else Folder(checkpoint)
-    if folder is not None and not resumed and folder.used():
-        raise OptionError(
-            f"--checkpoint is {checkpoint}, which holds a training already: go on with that by --resume, or choose "
-            "another folder"
-        )
-    if folds and (checkpoint or plot):
-        raise OptionError(
-            f"--folds trains {folds + 1} networks: leave out {'--checkpoint' if checkpoint else '--plot'}"
-        )
-    if search:
-        check_search(folds=folds, checkpoint=checkpoint, preset=preset, validation=not validation)
-    terminal.check_output("--output", output, DATA=data)
-    check_report(report, DATA=data, **{"--output": output})
-    check_plot(plot, DATA=data, **{"--output": output})
-
-    request = Request(
-        targets=target or (),
-        features=features or (),
-        drop=drop or (),
-        types=parse_types(types),
-        text=text_options(sep, encoding, missing),
-    )
-    dataset = read(data, request)
-    table, goal = table_of(dataset)
+    ranks.by_first(check_places, data, checkpoint, resumed, output, report, plot)
+    with ranks.agreeing():
+        file = file_of(data, stream)
+        if file is not None:
+            unfit(file, stream, folds=folds, search=search)
+        elif bad_rows == "skip":
+            raise OptionError(
+                f"--bad-rows skip is for files that are streamed, and {data} is read at once: give --stream"
+            )
+        dataset = None if file is not None else read(data, request)
+    table, goal = (None, None) if dataset is None else table_of(dataset)
     interrupt, began = Interrupt(), time.perf_counter()
     shows = not quiet and (sys.stderr.isatty() or not as_json)
     with terminal.signals_handled(interrupt.receive):
@@ -153,11 +169,17 @@ def train(
                 rates, out_of_fold = cross_validate(table, goal, options, folds, interrupt, shows)
         with options_named(), rows_from_one():
             final = options if not folds else after_folds(options, rates)
-            training = prepare(table, goal, final)
+            training: TableTraining
+            if file is not None:
+                reading = Reading(file.name, interrupt, shows)
+                training, dataset = prepared(file, request, final, bad_rows, reading)
+            else:
+                training = prepare(table, goal, final)
+        assert dataset is not None
         for text in training.warnings(lambda names: " ".join(f"--drop {name!r}" for name in names)):
             terminal.warn(in_options(text))
         if not (quiet or as_json):
-            announce(dataset, training, search)
+            announce(dataset, training, search, file, ranks.count)
         found = None
         if search:
             make = partial(prepare, table, goal)
@@ -171,7 +193,11 @@ def train(
         if resumed and not (quiet or as_json):
             callbacks.append(Resumed(str(checkpoint)))
         saving: JSON = {} if folder is None else {"checkpoint": folder.path, "every": every, "resume": resumed}
+        interrupt.saves = folder is not None or ranks.count > 1
         problems = fit(training, interrupt, callbacks, **saving) if found is None else []
+        if not ranks.first:  # what is left to do is for one
+            stopped = 128 + interrupt.number if interrupt.number else 0
+            raise typer.Exit(2 if problems else stopped)
         seconds = time.perf_counter() - began
         figured = judge(training, metric or (), problems)
         if folds and not problems:  # of the rows that it was trained on nothing can be learnt about others
@@ -212,10 +238,8 @@ def train(
             if out_of_fold is not None:
                 figures = out_of_fold.figures(dataset, training.model, rates)
             else:
-                none = not len(training.held_out)
-                which = " that it was trained on, as none were held out" if none else " held out from training"
-                rows = training.held_out if len(training.held_out) else None
-                figures = figures_of(training.model, dataset, rows, which)
+                rows = training.held_out if len(training.held_out) and file is None else None
+                figures = figures_of(training.model, dataset, rows, judged(training))
             shown = [] if quiet else lines_of(figures)
             if report is not None:
                 figures.html(report)
@@ -226,8 +250,7 @@ def train(
             if plot == TERMINAL:
                 curves()
         if not problems and not result["interrupted"] and class_weight is None:
-            judged = training.held_out if len(training.held_out) else training.rows
-            warn_of_useless(training.model, result, rows_of(training.y, judged))
+            warn_of_useless(training.model, result, training.judged_y)
         if problems:
             terminal.warn(f"{problems[0]}. {outcome}")
             raise typer.Exit(2)
@@ -235,64 +258,18 @@ def train(
             raise typer.Exit(128 + interrupt.number)
 
 
-# ---- options --------------------------------------------------------------------------------------------------------
-
-
-def parse_hidden(text: str) -> list[int]:
-    """`256,128` as [256, 128]."""
-    parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    if not all(re.fullmatch("0*[1-9][0-9]{0,8}", part) for part in parts):
+def check_places(
+    data: str, checkpoint: Path | None, resumed: bool, output: Path, report: Path | None, plot: str | None
+) -> None:
+    """Raise OptionError where something can't be written where it is to go."""
+    if checkpoint is not None and not resumed and Folder(checkpoint).used():
         raise OptionError(
-            f"--hidden is {shown(text)}; expected whole numbers of at least 1 and less than a billion, with commas "
-            "between, as 256,128"
+            f"--checkpoint is {checkpoint}, which holds a training already: go on with that by --resume, or choose "
+            "another folder"
         )
-    return list(map(int, parts))
-
-
-def quantile_loss(loss: str, text: str) -> bp.Quantile:
-    """The loss for the quantiles of `0.05,0.5,0.95`."""
-    if loss not in ("auto", "quantile"):
-        raise OptionError(f"--quantiles is for --loss quantile, but --loss is {shown(loss)}: leave one out")
-    try:
-        levels = sorted({float(part) for part in text.split(",")})
-    except ValueError:
-        raise OptionError(
-            f"--quantiles is {shown(text)}; expected numbers between 0 and 1, with commas between, as 0.05,0.5,0.95"
-        ) from None
-    return bp.Quantile(levels)
-
-
-def parse_types(given: Sequence[str] | None) -> dict[str, str]:
-    """`a=number` and `b=text,c=date` as {"a": "number", "b": "text", "c": "date"}."""
-    found = {}
-    for text in given or ():
-        parts = [text] if text.count("=") == 1 else text.split(",")
-        for part in parts:
-            name, equals, kind = part.rpartition("=")
-            if not equals or kind.strip() not in KINDS:
-                raise OptionError(f"--types is {shown(text)}; expected COLUMN=KIND, a kind being {', '.join(KINDS)}")
-            found[name.strip()] = kind.strip()
-    return found
-
-
-def in_options(text: str) -> str:
-    """What `train_table` says of columns, in the words of the command: `types={'a': 'text'}` as `--types 'a=text'`."""
-    return re.sub(r"types=\{(['\"])(.*)\1: '(\w+)'\}", r"--types \1\2=\3\1", text)
-
-
-@contextmanager
-def options_named() -> Iterator[None]:
-    """Errors about options of `train_table` name those of the command."""
-    names = {name: name.replace("_", "-") for name in (*TrainingOptions.__dataclass_fields__, "folds", "quantiles")}
-    names["early_stopping"] = "patience"
-    try:
-        yield
-    except OptionError as error:
-        word, _, rest = str(error).partition(" ")
-        bare = word.partition("[")[0]
-        raise type(error)(f"--{names[bare]} {rest}" if bare in names else str(error)) from None
-    except (DataError, DTypeError) as error:
-        raise type(error)(in_options(str(error))) from None
+    terminal.check_output("--output", output, DATA=data)
+    check_report(report, DATA=data, **{"--output": output})
+    check_plot(plot, DATA=data, **{"--output": output})
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
@@ -308,7 +285,9 @@ def table_of(dataset: Dataset) -> tuple[Any, Any]:
     return table, names
 
 
-def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> None:
+def announce(
+    dataset: Dataset, training: TableTraining, trials: int | None, file: TableFile | None, processes: int
+) -> None:
     """What is to be trained on what, in a line; of so many trials each has a network of its own."""
     model, trainer = training.model, training.model.trainer
     where, target = location(trainer), model.target
@@ -317,19 +296,20 @@ def announce(dataset: Dataset, training: TableTraining, trials: int | None) -> N
     subject = kinds.get(target.kind, f"{' and '.join(names)} {'are numbers' if len(names) > 1 else 'is a number'}")
     wide = f", in float64 because of {training.wide}" if training.wide else ""
     size = plural(trials, "trial") if trials else plural(trainer.layout.size, "parameter")
+    several = f", by {processes} processes" if processes > 1 else ""
+    streamed = "" if file is None else f"; streamed, as all rows would take {in_bytes(file.size)} or more"
     terminal.show(
         f"{dataset.name}: {plural(len(training.rows), 'row')} to train on, {len(training.held_out):,} held out; "
-        f"{subject}; {size}; {where['backend']} on {where['device']}{wide}"
+        f"{subject}; {size}; {where['backend']} on {where['device']}{several}{wide}{streamed}"
     )
 
 
 def fit(training: TableTraining, interrupt: Interrupt, callbacks: Sequence[Any], **saving: Any) -> list[BpnetError]:
     """Train to the end, a signal or an error; one that comes after the first step is returned in a list."""
     try:
-        interrupt.saves = bool(saving)
         with options_named():
             training.fit(callbacks, progress=False, **saving)
-    except KeyboardInterrupt as error:
+    except (KeyboardInterrupt, SystemExit) as error:
         interrupt.number = interrupt.number or terminal.signal_of(error)
     except BpnetError as error:
         if training.model.trainer.step_count == 0:
@@ -343,7 +323,7 @@ def fit(training: TableTraining, interrupt: Interrupt, callbacks: Sequence[Any],
 def judge(training: TableTraining, metrics: Sequence[str], problems: list[BpnetError]) -> JSON:
     """The figures of the rows held out, or of all; adds to the problems where the loss is not finite."""
     figures: JSON = {"loss": math.nan, "accuracy": None}
-    x, y = (training.unseen or training.seen)[:2]
+    x, y = training.judged[:2]
     try:
         figures = evaluate_rows(training.model, x, y, metrics)
         if not problems and not math.isfinite(figures["loss"]):
@@ -364,8 +344,8 @@ def save(training: TableTraining, output: Path, fingerprint: str, result: JSON) 
     if result["diverged"] and not math.isfinite(result["loss"]):
         return "No model was written: none with a finite loss is left"
     unseen = training.unseen and training.unseen[:2]
-    seen = remembered(training.seen[0], training.seen[1], unseen)
-    model.settings = {**model.settings, "fingerprint": fingerprint, "seen": seen, "training": result}
+    seen = {} if len(training.seen) < 2 else {"seen": remembered(training.seen[0], training.seen[1], unseen)}
+    model.settings = {**model.settings, "fingerprint": fingerprint, **seen, "training": result}
     try:
         model.save(output)
     except PathError as error:

@@ -172,13 +172,19 @@ def tell(ranks: Communicator | None, error: BaseException) -> None:
 
 
 def agreed(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
-    """function(*args), where it raises on no rank; else on every rank the error of the first on which it does."""
+    """function(*args), where it raises on no rank; else on every rank the error of the first on which it does.
+
+    Which rank that is it says, where others have done it.
+    """
     if ranks.alone:
         return function(*args)
     result: Any
     result, error = _tried(function, *args)
-    for found in ranks.all_gather(_sendable(error)):
+    errors = ranks.all_gather(_sendable(error))
+    for rank, found in enumerate(errors):
         if found is not None:
+            if None in errors:
+                found.args = (f"{found} (on rank {rank})",)
             raise on_all_ranks(found if error is None or str(found) != str(error) else error)
     return result  # type: ignore[no-any-return]
 

@@ -349,7 +349,9 @@ class Watch:
     def hook(self, error: BaseException) -> None:
         """The program ends by an error that nobody has caught."""
         shown = self.speaks(error)
-        if shown:
+        if shown and isinstance(error, RankError) and not getattr(error, "on_all_ranks", False):
+            _say(f"bpnet: {error}")  # at which line this rank has waited tells nothing
+        elif shown:
             sys.stderr = sys.__stderr__ or sys.stderr  # whoever else was kept silent
             self.previous_hook(type(error), error, error.__traceback__)
         if getattr(error, "on_all_ranks", False):

@@ -28,12 +28,14 @@ class Column:
     codes : (rows,) places in `values`, -1 where there is none
     zone : the time zone in which dates are to be read, which are in UTC; None where they are as a clock shows them
     categorical : whether the library says that it is one of categories, whatever these are
+    counted : how many rows have each of the values, where these here are a sample of them
     """
 
     values: Any
     codes: Any = None
     zone: str | None = None
     categorical: bool = False
+    counted: Any = None
 
     @property
     def rows(self) -> int:
@@ -49,18 +51,24 @@ class Column:
         `values` stay, so that what text is taken for does not hang on a few rows: see `used`.
         """
         if self.codes is not None:
-            return replace(self, codes=self.codes[rows])
+            return replace(self, codes=self.codes[rows], counted=None)
         return replace(self, values=rows_of(self.values, rows))
 
     def used(self) -> "Column":
         """The column without values that no row has, as one of some rows of another may have them."""
         if self.codes is None:
             return self
-        there = np.bincount(self.codes + 1, minlength=len(self.values) + 1)[1:] > 0
+        there = self.counts() > 0
         if there.all():
             return self
         place = np.append(np.cumsum(there) - 1, -1)  # which is that of the code -1
         return replace(self, values=self.values[there], codes=place[self.codes])
+
+    def counts(self) -> Any:
+        """How many rows have each of the values, which have codes."""
+        if self.counted is not None:
+            return self.counted
+        return np.bincount(self.codes + 1, minlength=len(self.values) + 1)[1:]
 
     def array(self) -> Any:
         """One value a row: an array of objects where there are codes, None where one is missing."""

@@ -1,7 +1,7 @@
 """The network for a table, and its training: from what the columns are and what the user wants."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,9 +69,20 @@ class Design:
             self.recipe.start(trainer, x)
 
 
-def design_of(schema: Schema, x: Any, goal: Target, output: Output, size: Size, options: TrainingOptions) -> Design:
-    """The design for rows x that are trained on; raises OptionError where the network is more than the memory."""
-    numbers, categories = input_layers(schema, x)
+def design_of(
+    schema: Schema,
+    x: Any,
+    goal: Target,
+    output: Output,
+    size: Size,
+    options: TrainingOptions,
+    gaps: Collection[str] | None = None,
+) -> Design:
+    """The design for rows x that are trained on; raises OptionError where the network is more than the memory.
+
+    `gaps` are the columns that have some, where x are a sample of the rows.
+    """
+    numbers, categories = input_layers(schema, x, gaps)
     units = goal.outputs(output.loss)
     if options.preset is not None:
         plain = isinstance(output.loss, MeanSquaredError) or output.loss == CrossEntropy()
@@ -112,11 +123,17 @@ def _ending(network: Sequential, loss: Loss) -> Sequential:
     return Sequential(*network.layers, resolve(Activation, "activation", "sigmoid"))
 
 
-def input_layers(schema: Schema, x: Any) -> tuple[NumericInput | None, CategoricalInput | None]:
+def input_layers(
+    schema: Schema, x: Any, gaps: Collection[str] | None = None
+) -> tuple[NumericInput | None, CategoricalInput | None]:
     """The layers for the columns of numbers and of categories."""
     numbers = categories = None
     if schema.n_numbers:
-        numbers = NumericInput.fit(x["numbers"] if isinstance(x, dict) else x, "robust", clip=CLIP)
+        x = x["numbers"] if isinstance(x, dict) else x
+        missing = None
+        if gaps is not None:
+            missing = [i for i, owner in enumerate(schema.owners) if schema.features[owner].name in gaps]
+        numbers = NumericInput.fit(x, "robust", clip=CLIP, missing=missing)
     if schema.entries:
         widths = [0 if entries - 2 <= FEW else FEW for entries in schema.entries]
         categories = CategoricalInput(schema.entries, widths)

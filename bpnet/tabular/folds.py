@@ -7,11 +7,12 @@ from typing import Any
 from bpnet.backends import Array
 from bpnet.errors import OptionError
 from bpnet.options import whole
+from bpnet.tabular.fitting import TableTraining
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.goals import class_numbers, find_goal, target_names, with_target
 from bpnet.tabular.options import TrainingOptions
 from bpnet.tabular.splits import folds, split
-from bpnet.tabular.training import TableTraining, prepare
+from bpnet.tabular.training import prepare
 
 
 def each_fold(table: Any, target: Any, options: TrainingOptions, count: int) -> Iterator[tuple[TableTraining, Array]]:

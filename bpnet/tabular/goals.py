@@ -159,24 +159,31 @@ def class_weights(goal: Target, y: Any, given: str | Mapping[Any, float] | None)
     """How much every row counts, None where all count the same; of "balanced" every class does."""
     if given is None:
         return None
+    if goal.kind == "class" and isinstance(given, str):
+        return goal.balanced_weights(y)
+    table = class_table(goal, given)
+    codes = goal.encode(y)
+    backend = backend_of(codes)
+    return backend.from_host(table[backend.to_host(codes)], None, backend.device(codes))
+
+
+def class_table(goal: Target, given: str | Mapping[Any, float], sizes: Array | None = None) -> Array:
+    """How much a row of each class counts; "balanced" needs how many rows each has."""
     if goal.kind != "class":
         raise OptionError(f"class_weight is {shown(given)}, but the target has no classes: leave it out")
-    if isinstance(given, str):
-        return goal.balanced_weights(y)
+    if isinstance(given, str) and sizes is not None:
+        return (sizes.sum() / (len(sizes) * np.maximum(sizes, 1))).astype(np.float32)
     if not isinstance(given, Mapping):
         raise ArgumentError(f"class_weight is {kind_of(given)}; expected 'balanced' or a dict with a weight a class")
     for label in given:
         if label not in goal.classes:
             raise OptionError(f"class_weight has the class {label!r}; there are {', '.join(map(repr, goal.classes))}")
-    table = [not_negative(f"class_weight[{label!r}]", given.get(label, 1.0)) for label in goal.classes]
-    codes = goal.encode(y)
-    backend = backend_of(codes)
-    return backend.from_host(np.array(table, np.float32)[backend.to_host(codes)], None, backend.device(codes))
+    return np.array([not_negative(f"class_weight[{x!r}]", given.get(x, 1.0)) for x in goal.classes], np.float32)
 
 
-def rare_classes(labels: Array, held_out: Array, goal: Target) -> list[str]:
-    """A note where classes are too rare to be held out."""
-    found = rare(labels, held_out, goal.classes)
+def rare_classes(held_out: Array, sizes: Array, goal: Target) -> list[str]:
+    """A note where classes are too rare to be held out, of so many rows each; see `rare`."""
+    found = rare(held_out, sizes, goal.classes)
     if not found:
         return []
     some = ", ".join(f"{name!r} ({plural(count, 'row')})" for name, count in found[:5])
@@ -185,11 +192,10 @@ def rare_classes(labels: Array, held_out: Array, goal: Target) -> list[str]:
     return [f"too rare to be held out: {which} {some}{more}; how well {it} told from others is not measured"]
 
 
-def identifiers(labels: Array, what: str) -> list[str]:
+def identifiers(sizes: Array, what: str) -> list[str]:
     """A note where more than half of the classes have a single row each, of a table of more than a few."""
-    sizes = np.bincount(labels)
     classes, single = int((sizes > 0).sum()), int((sizes == 1).sum())
-    if len(labels) < 10 or 2 * single <= classes or classes < 10:
+    if sizes.sum() < 10 or 2 * single <= classes or classes < 10:
         return []
     of = f"{single:,} of its {classes:,} classes have a single row"
     return [f"{what} looks like an identifier: {of}, from which nothing can be learnt about others"]

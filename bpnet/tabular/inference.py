@@ -56,7 +56,7 @@ def kind_of_column(column: Column) -> str:
     if objects and all(isinstance(value, bool) for value in objects):
         return "boolean"
     read = [as_number(value) for value in objects]
-    counts = np.bincount(column.codes + 1, minlength=len(objects) + 1)[1:]
+    counts = column.counts()
     numbers = np.array([number is not None for number in read], dtype=bool)
     real = [number for number in read if number is not None and number == number]
     share = counts[numbers].sum() / max(1, counts.sum())
@@ -127,7 +127,7 @@ def _date(column: Column, name: str) -> dict[str, Any]:
         way = format_of(texts) if texts else "iso"
         if way is None:
             raise DataError(f"column {name!r} has {shown(texts[0])}, which is no date as ISO 8601 writes them")
-        values, found["format"] = parsed(texts, way)[0][np.unique(column.codes[column.codes >= 0])], way
+        values, found["format"] = parsed(texts, way)[0][column.counts() > 0], way
         if way == "iso" and have_offsets(texts):
             found["zone"] = "UTC"
     elif values.dtype.kind != "M":
@@ -144,7 +144,7 @@ def _known(column: Column, most: int) -> tuple[Any, ...]:
         column = Column(backend_of(column.values).to_host(column.values))
     if column.codes is None:
         column = _different(column)
-    counts = np.bincount(column.codes + 1, minlength=len(column.values) + 1)[1:]
+    counts = column.counts()
     objects: list[Any] = column.values.tolist()
     if not all(isinstance(value, bool) for value in objects):
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in objects)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from bpnet.distributed.base import check_distributed
 from bpnet.errors import OptionError, UnknownNameError, shown
 from bpnet.layers.activation import Activation
 from bpnet.losses.base import Loss
@@ -59,6 +60,7 @@ class TrainingOptions:
     precision: Precision = "float32"
     threads: int | None = None
     compile: bool | str = "auto"
+    distributed: Any = None
 
     def __post_init__(self) -> None:
         """Raise OptionError, UnknownNameError or ArgumentError on what can be seen to be wrong before the data."""
@@ -94,6 +96,12 @@ class TrainingOptions:
                 if getattr(self, name) != getattr(TrainingOptions, name):
                     value = shown(getattr(self, name))
                     raise OptionError(f"{name} is {value}, but the preset {self.preset!r} has its own: leave one out")
+        object.__setattr__(self, "distributed", check_distributed(self.distributed))
+        if getattr(self.distributed, "rows", "same") != "same":
+            raise OptionError(
+                f"distributed is {shown(self.distributed)}, but every rank is to be given the whole table, of which it "
+                "takes its part: leave out rows"
+            )
         for i, metric in enumerate(self.metrics):
             resolve(Metric, f"metrics[{i}]", metric)
 

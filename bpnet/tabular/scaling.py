@@ -41,16 +41,6 @@ class Output:
 
 
 def output_for(y: Array, loss: Loss, what: str) -> Output:
-    """As `_output`, with the range."""
-    found = _output(y, loss, what)
-    return (
-        found
-        if found.layer is None
-        else dataclasses.replace(found, range=(y.min(axis=0).tolist(), y.max(axis=0).tolist()))
-    )
-
-
-def _output(y: Array, loss: Loss, what: str) -> Output:
     """For quantities y, (rows, columns), and a loss; mean squared error counts all columns alike.
 
     Raises DataError where a unit is one of which float64 can't hold the powers that training takes.
@@ -58,6 +48,16 @@ def _output(y: Array, loss: Loss, what: str) -> Output:
     if isinstance(loss, ClassLoss) or loss.boundary is not None:
         return Output(None, loss)
     mean, deviation, lost = moments(y)
+    return output_of(mean, deviation, lost, (y.min(axis=0), y.max(axis=0)), loss, what)
+
+
+def output_of(mean: Array, deviation: Array, lost: Array, ends: tuple[Array, Array], loss: Loss, what: str) -> Output:
+    """The same of moments of the quantities, and of the least and the largest of each."""
+    found = _output(mean, deviation, lost, loss, what)
+    return dataclasses.replace(found, range=(ends[0].tolist(), ends[1].tolist()))
+
+
+def _output(mean: Array, deviation: Array, lost: Array, loss: Loss, what: str) -> Output:
     center, units = mean.tolist(), [float(d) or 1.0 for d in deviation]
     for unit in units:
         if not 1e-60 <= unit <= 1e60:
@@ -159,3 +159,41 @@ def _moments(part: Array) -> tuple[Array, Array, Array]:
     constant = part.min(axis=0) == part.max(axis=0)
     mean = np.ldexp(np.where(constant, part[0], part.mean(axis=0)), exponent)
     return mean, np.ldexp(np.where(constant, 0.0, part.std(axis=0)), exponent), lost
+
+
+class Spread:
+    """`moments` of rows that come in parts, and the least and the largest value of each column, in `ends`.
+
+    Those of parts are put together by Chan, Golub and LeVeque (1979), equal to those of all rows within rounding.
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.mean: Array = 0.0
+        self.squares: Array = 0.0
+        self.lost: Array = 0.0
+        self.ends: tuple[Array, Array] = (math.inf, -math.inf)
+
+    def add(self, part: Array) -> None:
+        """Rows (rows, columns) of float64, at least one and without NaN."""
+        mean, deviation, lost = _moments(part)
+        rows, old = len(part), self.rows
+        with np.errstate(all="ignore"):
+            gap = mean - self.mean
+            self.squares = self.squares + deviation * deviation * rows + gap * gap * (old * rows / (old + rows))
+            self.mean = self.mean + gap * (rows / (old + rows))
+        self.rows, self.lost = old + rows, np.maximum(self.lost, lost)
+        self.ends = np.minimum(self.ends[0], part.min(axis=0)), np.maximum(self.ends[1], part.max(axis=0))
+
+    @property
+    def deviation(self) -> Array:
+        """0 of what is constant; where its square can't be held, the distance of the ends, which is about as large."""
+        width = self.ends[1] - self.ends[0]
+        found = np.sqrt(self.squares / max(self.rows, 1))
+        return np.where((width > 0) & ~((found > 0) & np.isfinite(found)), width, np.where(width > 0, found, 0.0))
+
+    def output(self, loss: Loss, what: str) -> Output:
+        """As `output_for`."""
+        if isinstance(loss, ClassLoss) or loss.boundary is not None:
+            return Output(None, loss)
+        return output_of(self.mean, self.deviation, self.lost, self.ends, loss, what)

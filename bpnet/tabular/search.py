@@ -18,9 +18,10 @@ from typing import Any
 from bpnet.callbacks.base import Callback, Record
 from bpnet.errors import BpnetWarning, DataError, DivergedError, MissingExtraError, OptionError, plural, users_line
 from bpnet.options import number, whole
+from bpnet.tabular.fitting import TableTraining
 from bpnet.tabular.model import TableModel
 from bpnet.tabular.options import TrainingOptions, with_option
-from bpnet.tabular.training import TableTraining, prepare
+from bpnet.tabular.training import prepare
 
 SEARCHED = ("hidden", "activation", "dropout", "lr", "weight_decay", "batch_size")
 """The options that are chosen, unless they are given."""

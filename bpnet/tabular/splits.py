@@ -1,5 +1,7 @@
 """Rows to train on and rows to hold out: of every class the same share."""
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,7 +56,47 @@ def folds(rows: int, count: int, seed: int, classes: Array | None = None) -> lis
     return [(shuffled[place[shuffled] != i], shuffled[place[shuffled] == i]) for i in range(count)]
 
 
-def rare(classes: Array, out: Array, names: Any) -> list[tuple[Any, int]]:
-    """The classes of which no row is held out, each with the number of its rows."""
-    sizes, held_out = np.bincount(classes, minlength=len(names)), np.bincount(classes[out], minlength=len(names))
+def rare(held_out: Array, sizes: Array, names: Any) -> list[tuple[Any, int]]:
+    """The classes of which no row is held out, each with the number of its rows, of which `sizes` are all.
+
+    `held_out` are the numbers of the classes of the rows held out.
+    """
+    held_out = np.bincount(held_out, minlength=len(names))
     return [(names[i], int(sizes[i])) for i in np.flatnonzero((held_out == 0) & (sizes > 0)).tolist()]
+
+
+# ---- of rows that are not all in memory -----------------------------------------------------------------------------
+
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+NEVER = 1e-6
+"""How probable it may be that all rows of a class are held out."""
+
+
+def drawn(seed: int, rows: Array) -> Array:
+    """A number of [0, 1) for each row, by its number and the seed alone (SplitMix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        z = (np.asarray(rows).astype(np.uint64) + np.uint64(seed % 2**32) * np.uint64(2**32)) * GOLDEN + GOLDEN
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z ^= z >> np.uint64(31)
+    return (z >> np.uint64(11)) * 2.0**-53
+
+
+@dataclass(frozen=True)
+class BySeed:
+    """Which rows are held out where each is drawn by itself, so that nobody needs to know all of them.
+
+    A class of so few rows that all of them could be drawn is trained on alone; `sizes` are those of the classes.
+    """
+
+    seed: int
+    fraction: float
+    sizes: Array | None = None
+
+    def held_out(self, rows: Array, labels: Array | None = None) -> Array:
+        """For the numbers of some rows, and those of their classes, whether each is held out."""
+        found = drawn(self.seed, rows) < self.fraction
+        if self.sizes is None or labels is None or not self.fraction > 0.0:
+            return found
+        least = math.ceil(math.log(NEVER) / math.log(self.fraction))
+        return found & (self.sizes >= least)[labels]

@@ -2,29 +2,29 @@
 
 from __future__ import annotations  # so that help() shows the names of types, not all that they stand for
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, Never
+
+import numpy as np
 
 from bpnet.backends import Array
 from bpnet.backends.interrupts import ends_sessions
 from bpnet.callbacks.base import Callback, check_callbacks
-from bpnet.callbacks.history import History
-from bpnet.callbacks.monitors import EarlyStopping
+from bpnet.distributed.base import Communicator, agreed
 from bpnet.errors import BpnetWarning, DataError, OptionError, ShapeError, users_line
-from bpnet.files.folder import Folder
 from bpnet.layers.activation import Activation
 from bpnet.losses.base import Loss
 from bpnet.metrics.base import Metric
 from bpnet.optimizers.base import Optimizer
-from bpnet.options import flag, number, whole
+from bpnet.options import choice, flag, number, whole
 from bpnet.schedules import Schedule
-from bpnet.step import Snapshot
 from bpnet.tabular.design import Design, check_finite, design_of, encoded, first_rows, take, wide_column
+from bpnet.tabular.files import TableFile, in_memory_or_not
+from bpnet.tabular.fitting import TableTraining
 from bpnet.tabular.frames import Frame
 from bpnet.tabular.goals import (
     as_type,
@@ -45,14 +45,13 @@ from bpnet.tabular.remarks import Remark, remarks_on
 from bpnet.tabular.scaling import output_for
 from bpnet.tabular.schema import Schema
 from bpnet.tabular.sizing import Size
-from bpnet.tabular.splits import split
+from bpnet.tabular.splits import BySeed, split
+from bpnet.tabular.target import Target
 from bpnet.trainer import Trainer
 from bpnet.typing import ActivationName, CallbackName, LossName, MetricName, OptimizerName, Precision
 
-OF_FIT = ("callbacks", "progress", "checkpoint", "every", "resume")
+OF_FIT = ("callbacks", "progress", "checkpoint", "every", "resume", "stream", "bad_rows")
 """Options of `train_table` that are none of the training itself."""
-ROWS = 1 << 14
-"""Rows that are evaluated at a time."""
 
 
 @ends_sessions
@@ -83,17 +82,21 @@ def train_table(
     precision: Precision = "float32",
     threads: int | None = None,
     compile: bool | str = "auto",
+    distributed: Any = None,
     callbacks: CallbackName | Sequence[CallbackName | Callback] = (),
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     every: int | None = None,
     resume: bool = False,
+    stream: bool | None = None,
+    bad_rows: Literal["error", "skip"] = "error",
     **unknown: Never,
 ) -> TableModel:
     """Train a model that predicts a column of a table, or what `target` has for every row.
 
         model = bp.train_table(frame, "species")
         model.predict(frame)
+        model = bp.train_table("flights.parquet", "delay")
 
     A share of the rows is held out, the same share of each class.  Training stops when the loss on them has not fallen
     for a while, and the best epoch is kept.  Categories, gaps and the scale of numbers are found in the other rows
@@ -102,7 +105,7 @@ def train_table(
 
     Parameters
     ----------
-    table : a DataFrame, an array, ...: see `TableModel`
+    table : a DataFrame, an array, ...: see `TableModel`; or the path of a Parquet or Arrow file, or of a folder of them
     target : the name of a column, or a list of them; or an array with a label or a quantity for every row
     hidden, dropout, batch_size, epochs : units of the hidden layers, dropout rate, rows per step, and the largest
         number of epochs; None for what suits the number of rows: see `bpnet.tabular.sizing`
@@ -111,7 +114,7 @@ def train_table(
     lr, weight_decay : of the optimizer; with weight decay, Adam becomes AdamW
     schedule : of the learning rate over all epochs: "cosine", "one_cycle", ..., or a function of the learning rate and
         the number of epochs that gives a `Schedule`
-    validation : the share of rows that is held out, 0 for none
+    validation : the share of rows that is held out, 0 for none; of a stream at most 262,144 rows, which stay in memory
     early_stopping : whether to stop early and keep the best epoch; or for how many epochs to wait
     class_weight : "balanced" gives all classes the same total weight; or a dict with a weight for each
     ensemble : this many networks in one, each trained on all rows, whose predictions are averaged (TabM)
@@ -120,10 +123,14 @@ def train_table(
     drop : columns to leave out: a name, or several
     metrics : names or objects, recorded after every epoch
     seed : of start values, the order of rows, dropout and held-out rows
-    device, precision, threads, compile : as in `Trainer`
+    device, precision, threads, compile, distributed : as in `Trainer`; every rank is given the same table
     callbacks, progress : as in `Trainer.fit`
     checkpoint, every, resume : a folder for checkpoints, steps from one to the next, and whether to go on from the
         newest, as in `Trainer.fit`; each is a file of a TableModel
+    stream : whether rows of a file stay there, and are read anew in every epoch: see `bpnet.tabular.streaming`.  None
+        does so where they would take more than half of the free memory
+    bad_rows : of a file that is streamed, whether a row with an infinite number, or with a target that the loss does
+        not take, is an "error", or left out and counted, "skip"
 
     Raises DataError, DTypeError, ShapeError, OptionError, UnknownNameError; DivergedError where training diverged.
     Warns of columns that never vary, that give the target away or that number the rows, and of classes of which no row
@@ -132,135 +139,20 @@ def train_table(
     given = locals()
     listeners = check_callbacks([callbacks] if isinstance(callbacks, str) else callbacks)
     options = {name: given[name] for name in TrainingOptions.__dataclass_fields__}
-    training = prepare(table, target, TrainingOptions.named(options | unknown, OF_FIT))
+    named = TrainingOptions.named(options | unknown, OF_FIT)
+    choice("bad_rows", bad_rows, ("error", "skip"))
+    ranks, named = connected(named)
+    if isinstance(table := agreed(ranks, in_memory_or_not, table, stream), TableFile):
+        from bpnet.tabular.streaming import prepare_file
+
+        training: TableTraining = prepare_file(table, target, named, bad_rows=bad_rows)
+    else:
+        training = prepare(table, target, named)
     for text in training.warnings():
         warnings.warn(text, BpnetWarning, stacklevel=users_line())
     saving: dict[str, Any] = {"checkpoint": checkpoint, "every": every, "resume": flag("resume", resume)}
     training.fit(listeners, progress=progress, **saving)
     return training.model
-
-
-class TableTraining:
-    """A training on a table that is ready to begin, and after `fit` its outcome.
-
-    options, size : what was asked for, and what the number of rows suggests
-    frame, y : all rows with a target, as they came; `rows` and `held_out` are the numbers of those that are trained on
-        and held out
-    seen, unseen, apart : these rows, and those that are kept apart, as `Trainer.fit` takes them: (x, y) or
-        (x, y, weight); None where there are none
-    model : the `TableModel`
-    remarks : what is suspicious about the columns
-    wide : what made float64 necessary, None where nothing did
-    best_epoch : the epoch that was kept, None where no rows are held out or early stopping is off
-    """
-
-    def __init__(
-        self,
-        options: TrainingOptions,
-        size: Size,
-        frame: Frame,
-        y: Any,
-        parts: tuple[Array, Array],
-        data: Sequence[Any],
-        model: TableModel,
-        design: Design,
-        notes: Sequence[str] = (),
-        remarks: Sequence[Remark] = (),
-        wide: str | None = None,
-    ) -> None:
-        self.options, self.size, self.frame, self.y, self.model = options, size, frame, y, model
-        self.rows, self.held_out = parts
-        self.seen, self.unseen, self.apart = data if len(data) > 2 else (*data, None)
-        self.design, self.notes, self.remarks, self.wide = design, list(notes), list(remarks), wide
-        self.best_epoch: int | None = None
-        self.stopping: BestEpoch | None = None
-
-    @property
-    def epochs(self) -> int:
-        return self.size.epochs
-
-    def warnings(self, drop: Any = None) -> list[str]:
-        """Warnings to give before the training begins; `drop` says how columns are left out."""
-        return [*self.notes, *(remark.text() if drop is None else remark.text(drop) for remark in self.remarks)]
-
-    def fit(
-        self,
-        callbacks: Sequence[Any] = (),
-        progress: bool | None = None,
-        checkpoint: str | os.PathLike[str] | None = None,
-        every: int | None = None,
-        resume: bool = False,
-    ) -> History:
-        """Train to the end and keep the best epoch; raises what `Trainer.fit` raises.
-
-        An interrupt keeps what was learnt so far, or the best epoch if that is better.
-        """
-        trainer = self.model.trainer
-        x, y = self.seen[:2]
-        weight = self.seen[2] if len(self.seen) > 2 else None
-        left = self.epochs if resume else self.epochs - len(trainer.history)
-        stopping = self.begin_stopping()
-        own = [] if stopping is None else [stopping]
-        if not trainer.history.epochs:
-            self.design.start(trainer, x)
-        metrics = list(self.options.metrics)  # each of which takes another pass over the rows that are trained on
-        more: dict[str, Any] = {"epochs": left, "batch_size": self.size.batch_size, "metrics": metrics}
-        more["drop_last"] = self.design.recipe is not None  # at its high rates, a step by a few rows would lead far off
-        more |= {"validation": self.unseen, "sample_weight": weight, "progress": progress}
-        if resume or checkpoint is not None or every is not None:
-            folder = None if checkpoint is None else self.folder(checkpoint)
-            more |= {"checkpoint": folder, "every": every, "resume": resume}
-        try:
-            if left > 0:
-                trainer.fit(x, y, callbacks=[*own, *callbacks], **more)
-        except KeyboardInterrupt:
-            self._keep_best(halfway=True)
-            raise
-        except BaseException:
-            self._keep_best()
-            raise
-        self._keep_best()
-        return trainer.history
-
-    def folder(self, path: str | os.PathLike[str]) -> Folder:
-        """Of checkpoints of its model, with what makes it up besides the table and the network."""
-        weight = self.options.class_weight
-        named = weight if weight is None or isinstance(weight, str) else sorted((str(k), v) for k, v in weight.items())
-        stopping = "on" if self.unseen is not None and self.options.early_stopping else "off"
-        return Folder(path, self.model.describe, {"class_weight": named, "early_stopping": stopping})
-
-    def begin_stopping(self) -> BestEpoch | None:
-        """The callback that keeps the best epoch, None where none is to be kept."""
-        if self.unseen is not None and self.options.early_stopping:
-            self.stopping = self.stopping or BestEpoch(self.size.patience, self.design.monitor)
-        return self.stopping
-
-    def _keep_best(self, halfway: bool = False) -> None:
-        if self.stopping is None or self.stopping.kept is None:
-            return
-        trainer = self.model.trainer
-        if halfway and self.unseen is not None:
-            weight = self.unseen[2] if len(self.unseen) > 2 else None
-            now = trainer.evaluate(*self.unseen[:2], sample_weight=weight, batch_size=ROWS)
-            if self.stopping.sign * now[self.stopping.monitor.removeprefix("val_")] < self.stopping.best:
-                return
-        trainer.restore(self.stopping.kept)
-        self.best_epoch = self.stopping.best_epoch
-
-
-class BestEpoch(EarlyStopping):
-    """Keeps the best epoch, to which `TableTraining` goes back."""
-
-    def __init__(self, patience: int, monitor: str = "val_loss") -> None:
-        super().__init__(monitor, patience, latest=monitor != "val_loss")
-        self.best, self.waited, self.best_epoch = math.inf, 0, 0
-        self.kept: Snapshot | None = None
-
-    def on_train_begin(self, trainer: Trainer, epochs: int, steps: int) -> None:
-        """As it was made, or as the last `fit` has left it."""
-
-    def on_train_end(self, trainer: Trainer) -> None:
-        """Nothing is restored yet: an interrupted epoch may be better."""
 
 
 # ---- from a table to a training ------------------------------------------------------------------------------------
@@ -277,6 +169,42 @@ def prepare(
 
     Rows that are kept `apart` take no part in it: they are for figures afterwards.
     """
+    ranks, options = connected(options)
+    return _made(agreed(ranks, _planned, table, target, options, parts, apart))
+
+
+def connected(options: TrainingOptions) -> tuple[Communicator, TrainingOptions]:
+    """The ranks of a training, which connect before anything is read, so that an error on one ends all of them."""
+    if options.distributed is None:
+        return Communicator(), options
+    ranks = options.distributed.connect()
+    return ranks, replace(options, distributed=ranks)
+
+
+@dataclass
+class _Plan:
+    """A training before there is a trainer; see `TableTraining`."""
+
+    options: TrainingOptions
+    size: Size
+    frame: Frame
+    y: Any
+    parts: tuple[Array, Array]
+    lots: Sequence[Array]
+    inputs: Sequence[Any]
+    schema: Schema
+    goal: Target
+    loss: Loss
+    design: Design
+    notes: list[str]
+    remarks: list[Remark]
+    wide: str | None
+    weight: Any = None
+
+
+def _planned(
+    table: Any, target: Any, options: TrainingOptions, parts: tuple[Array, Array] | None, apart: Array | None
+) -> _Plan:
     frame = Frame.of(table)
     names = target_names(target, frame)
     if not names:
@@ -294,7 +222,7 @@ def _prepared(
     options: TrainingOptions,
     parts: tuple[Array, Array] | None,
     apart: Array | None,
-) -> TableTraining:
+) -> _Plan:
     """The same for the columns to learn from and the target, which may have a name."""
     types = dict(options.types)
     said = types.pop(name, None) if name is not None else None
@@ -332,7 +260,39 @@ def _prepared(
     inputs = encoded(schema, frame, lots)
     seen = inputs[0]
     design = design_of(schema, seen, goal, output, size, options)
-    trainer = Trainer(
+    weight = class_weights(goal, y, options.class_weight)
+    sizes = None if labels is None else np.bincount(labels, minlength=len(goal.classes))
+    if labels is not None and sizes is not None and len(parts[1]):
+        notes += identifiers(sizes, what) or rare_classes(labels[parts[1]], sizes, goal)
+    elif options.validation > 0 and not len(parts[1]):
+        odd = [] if sizes is None else identifiers(sizes, what)
+        none = "no class has two rows, so that none is held out: what is learnt is not tried on other rows"
+        notes.append("; ".join([*odd, none]))
+    return _Plan(options, size, frame, y, parts, lots, inputs, schema, goal, loss, design, notes, remarks, wide, weight)
+
+
+def _made(plan: _Plan) -> TableTraining:
+    """The training, with a trainer that has parameters."""
+    options, goal, design, y = plan.options, plan.goal, plan.design, plan.y
+    seen = plan.inputs[0]
+    trainer = trainer_for(design, seen, options)
+    model = TableModel(plan.schema, goal, trainer, {"split": split_settings(plan.frame.rows, options)})
+    trainer.build(first_rows(seen))
+    like = trainer.theta if options.device is None else None
+    answers, weight = goal.encode(y, plan.loss, like=like), plan.weight
+    answers = answers if goal.kind == "class" else as_type(answers, trainer.theta)
+    data = [
+        (x, *(take(array, rows) for array in (answers, weight) if array is not None)) if len(rows) else None
+        for x, rows in zip(plan.inputs, plan.lots, strict=True)
+    ]
+    return TableTraining(
+        options, plan.size, plan.frame, y, plan.parts, data, model, design, plan.notes, plan.remarks, plan.wide
+    )
+
+
+def trainer_for(design: Design, x: Any, options: TrainingOptions) -> Trainer:
+    """The trainer of a design, for rows like x; without parameters yet."""
+    return Trainer(
         design.network,
         design.loss,
         design.optimizer,
@@ -340,24 +300,9 @@ def _prepared(
         device=options.device,
         precision=options.precision,
         threads=options.threads,
-        compile=design.compiles(seen, options),
+        compile=design.compiles(x, options),
+        distributed=options.distributed,
     )
-    model = TableModel(schema, goal, trainer, {"split": split_settings(frame.rows, options)})
-    trainer.build(first_rows(seen))
-    like = trainer.theta if options.device is None else None
-    answers, weight = goal.encode(y, loss, like=like), class_weights(goal, y, options.class_weight)
-    answers = answers if goal.kind == "class" else as_type(answers, trainer.theta)
-    data = [
-        (x, *(take(array, rows) for array in (answers, weight) if array is not None)) if len(rows) else None
-        for x, rows in zip(inputs, lots, strict=True)
-    ]
-    if labels is not None and len(parts[1]):
-        notes += identifiers(labels, what) or rare_classes(labels, parts[1], goal)
-    elif options.validation > 0 and not len(parts[1]):
-        odd = [] if labels is None else identifiers(labels, what)
-        none = "no class has two rows, so that none is held out: what is learnt is not tried on other rows"
-        notes.append("; ".join([*odd, none]))
-    return TableTraining(options, size, frame, y, parts, data, model, design, notes, remarks, wide)
 
 
 def split_settings(rows: int, options: TrainingOptions) -> dict[str, Any]:
@@ -365,15 +310,22 @@ def split_settings(rows: int, options: TrainingOptions) -> dict[str, Any]:
     return {"rows": rows, "fraction": options.validation, "seed": options.seed}
 
 
-def held_out_rows(model: TableModel, rows: int, y: Any) -> Array | None:
+def held_out_rows(model: TableModel, rows: int, y: Any, numbers: Array | None = None) -> Array | None:
     """The numbers of the rows that were held out of a table when a model was trained on it, None where none were.
 
-    `rows` and y are of that table, y without rows that have none.  Raises ArgumentError, OptionError or LookupError
-    where the model's settings are damaged.
+    `rows` and y are of that table, y without rows that have none; `numbers` are those in the file (None: all are
+    there).  Raises ArgumentError, OptionError or LookupError where the model's settings are damaged.
     """
     known = model.settings["split"]
     fraction, seed = number("fraction", known["fraction"], 0.0, 1.0, closed="left"), whole("seed", known["seed"], 0)
-    if fraction == 0.0 or rows != known["rows"]:
+    by_row = known.get("by") == "row"
+    if fraction == 0.0 or (not by_row and rows != known["rows"]):
         return None
-    found = split(rows, fraction, seed, class_numbers(model.target, y))[1]
+    labels = class_numbers(model.target, y)
+    if by_row:
+        sizes = None if labels is None else np.bincount(labels, minlength=len(model.target.classes))
+        numbers = np.arange(rows) if numbers is None else numbers
+        found = np.flatnonzero(BySeed(seed, fraction, sizes).held_out(numbers, labels))
+    else:
+        found = split(rows, fraction, seed, labels)[1]
     return found if len(found) else None

@@ -195,15 +195,17 @@ def _checkpoints(path: Path) -> None:
 
 
 def _predictions(path: Path) -> None:
-    from bpnet.cli.predict import write
+    from bpnet.cli.writing import Writer
 
-    write(path, {"kind": ["yes", "no"] * 300, "number": [0.1 * i for i in range(600)]})
+    with Writer(path, 600, ("yes", "no")) as writer:
+        writer.write({"kind": ["yes", "no"] * 300, "number": [0.1 * i for i in range(600)]})
 
 
 def _numbers(path: Path) -> None:
-    from bpnet.cli.predict import write
+    from bpnet.cli.writing import Writer
 
-    write(path, {"number": [0.1 * i for i in range(600)]})
+    with Writer(path, 600) as writer:
+        writer.write({"number": [0.1 * i for i in range(600)]})
 
 
 def _train(path: Path) -> None:

@@ -35,7 +35,7 @@ from bpnet.compiler.columns import in_phases
 from bpnet.compiler.commands import FIRST, Call, Command, Product
 from bpnet.compiler.cuda.launch import MOST_ROWS_AGAIN
 from bpnet.compiler.epilogues import with_epilogues
-from bpnet.compiler.symbols import NotTraceableError
+from bpnet.compiler.symbols import NotTraceableError, root_of
 from bpnet.compiler.together import side_by_side
 from bpnet.errors import BpnetWarning
 
@@ -145,6 +145,7 @@ class Traced:
     def __init__(
         self, function: Callable[..., Any], backend: Any, args: Sequence[Any], leaves: list[Any], donates: bool
     ) -> None:
+        function = partial(_loss_apart, function) if donates else function
         traced, self.form, precision = trace_trees(function, backend, cupy.ndarray, args)
         self.donated = len(leaves_of(args[0])) if donates else 0
         commands = build(traced, self.donated, ALIGNMENT)
@@ -393,6 +394,20 @@ class Graph:
 
 def _kind(a: Any) -> Any:
     return (a.shape, a.dtype, a.data.device_id) if isinstance(a, cupy.ndarray) else type(a)
+
+
+def _loss_apart(function: Callable[..., Any], backend: Any, *args: Any) -> tuple[Any, Any]:
+    """The step, with a copy of the loss where the carry depends on it: a loss lies where nothing else can read it."""
+    carry, loss = function(backend, *args)
+    whole, seen, left = root_of(loss)[0], set[Any](), leaves_of(carry)
+    while left:
+        symbol = left.pop()
+        if symbol is whole:
+            return carry, backend.graph.copy(loss)
+        if symbol not in seen:
+            seen.add(symbol)
+            left += symbol.inputs
+    return carry, loss
 
 
 def _in_tf32(command: Command) -> Command:
