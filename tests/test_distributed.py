@@ -417,7 +417,7 @@ def test_an_error_in_one_ranks_rows_is_that_of_all() -> None:
         bp.Trainer(LINE, "cross_entropy", distributed=ranks).fit(x, y, progress=False)
 
     found = threads(2, raised(work), rows="own")
-    assert found == [(DataError, "x has NaN or infinity, first in row 5", True)] * 2
+    assert found == [(DataError, "x has NaN or infinity, first in row 5 (on rank 1)", True)] * 2
 
 
 def test_a_rank_that_fails_alone_ends_the_others() -> None:
