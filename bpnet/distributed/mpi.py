@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import sys
 import warnings
@@ -72,7 +71,7 @@ class MPI:
     def __post_init__(self) -> None:
         choice("rows", self.rows, ("same", "own"))
         choice("reduction", self.reduction, ("fast", "ordered"))
-        number("timeout", self.timeout, 1.0, math.inf, "left")
+        number("timeout", self.timeout, 1.0, 604800.0)
         if self.cuda_aware is not None:
             flag("cuda_aware", self.cuda_aware)
 
