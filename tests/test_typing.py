@@ -97,7 +97,7 @@ SETTINGS = """\
 strict = true
 [mypy-jax.*,jaxlib.*]
 follow_imports = skip
-[mypy-h5py.*,llvmlite.*,sklearn.*,scipy.*,threadpoolctl.*,array_api_compat.*]
+[mypy-cupy.*,cupyx.*,nvmath.*,mpi4py.*,pyarrow.*,zarr.*,h5py.*,llvmlite.*,sklearn.*,scipy.*,threadpoolctl.*,array_api_compat.*]
 ignore_missing_imports = true
 """
 """Where bpnet is installed, what it imports itself is not looked at; here it is read as the user's own."""
