@@ -71,6 +71,26 @@ EAGER_JAX = {"test_backends.py", "test_layers.py"}
 """Where that member runs; each other file has JAX compiled."""
 
 
+SEEN_ON_OTHERS = {
+    "test_parameters_that_are_no_numbers_are_told_of",
+    "test_a_diverged_trainer_is_usable_again",
+    "test_finite_numbers_whose_sum_is_not_are_no_divergence",
+    "test_steps_that_diverge_raise_and_go_back",
+    "test_outputs_that_overflow_to_nan_name_their_layer",
+    "test_divergence_in_the_last_update_is_not_overlooked",
+    "test_a_buffer_that_overflows_is_divergence",
+    "test_an_optimizers_state_that_overflows_is_divergence",
+    "test_steps_never_go_back_beyond_what_the_user_changed",
+    "test_a_huge_learning_rate_in_the_middle_of_training",
+    "test_infinite_outputs_and_losses_are_results",
+    "test_a_step_is_seen_layer_by_layer",
+    "test_a_copy_is_of_one_step_though_training_begins_meanwhile",
+    "test_accuracy_is_a_count_over_a_count",
+}
+"""What bpnet does in Python around the steps, the same for every library: JAX, which compiles for seconds for each of
+these, runs test_divergence_is_an_error_that_keeps_the_last_finite_parameters and its like."""
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--networks", metavar="FIRST:STOP", help="random networks of these seeds: see test_networks.py")
 
@@ -240,6 +260,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         if request.node.callspec.params.get("dtype") == "float32":
             pytest.skip("float32 on JAX is tested compiled: eager, JAX compiles every operation again for it")
         monkeypatch.setattr(library.seam, "compile", partial(bp.backends.Backend.compile, library.seam))
+    if library.name == "jax-jit" and request.node.originalname in SEEN_ON_OTHERS:
+        pytest.skip("what is around the steps is the same for every library; on JAX it takes seconds to compile")
     if library.name == "numpy-jit":
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
         compiles(monkeypatch, True)

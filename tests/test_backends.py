@@ -75,23 +75,24 @@ def test_mask_of_a_traced_step_is_that_of_its_number(backend):
 
 def test_rows_draw_the_same_wherever_they_are(backend):
     """A row by its number, which may change from call to call, and not by the rows that it is computed with."""
+    if backend.name == "jax":
+        pytest.skip("on JAX it is compiled: the member jax-jit")
     like = backend.array(np.zeros(1))
 
     def drawn(n, like, rows=40, by_row=True):
         run = bp.Run(backend.seam, True, (9, 4))
         run.first_row = n
         run = run.at("inner")
-        some = (rows, 5), like, by_row
-        return run.keep_mask(some[0], 0.5, *some[1:]), run.uniform(*some), run.normal(*some)
+        shape = rows, 5
+        return run.keep_mask(shape, 0.5, like, by_row), run.uniform(shape, like, by_row)
 
     whole = [backend.host(a) for a in backend.call(drawn, 0, like)]
     few = backend.compiled(lambda n, like: drawn(n, like, 7))
     for first in (3, 33):
         for part, every in zip(few(first, like), whole, strict=True):
-            np.testing.assert_allclose(backend.host(part), every[first : first + 7], rtol=1e-14)
-            np.testing.assert_array_equal(backend.host(part) > 0.0, every[first : first + 7] > 0.0)
+            np.testing.assert_array_equal(backend.host(part), every[first : first + 7])
     for part, every in zip(backend.call(lambda n, like: drawn(n, like, 7, False), 33, like), whole, strict=True):
-        backend.close(part, every[:7])
+        np.testing.assert_array_equal(backend.host(part), every[:7])
     assert not np.array_equal(whole[0][:7], whole[0][7:14])
 
 

@@ -139,6 +139,8 @@ def test_replacement_equals_its_definition(backend, name, rows):
         pytest.skip("the definition sorts, which CuPy does by Thrust, and so only on a device")
     run, plain = bp.Run(backend.seam, True), bp.Run(base.Backend(backend.xp), True)
     activations = ACTIVATIONS if name.startswith("dense") else [None]
+    if backend.name == "jax-jit" and rows > ROWS[0]:  # which knows no blocks of rows
+        activations = activations[:2]
     for f in activations:
         for number, args in enumerate(ARGUMENTS[name](backend, np.random.default_rng(0), rows, f)):
             before = [backend.host(a) if hasattr(a, "shape") else a for a in args]

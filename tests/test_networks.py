@@ -17,7 +17,7 @@ import bpnet as bp
 from bpnet.registry import Registered
 
 DIRECTIONS = range(40)
-IN_PARTS = range(30)
+IN_PARTS = range(20)
 WAYS = {
     "numpy": ("numpy", False, range(24)),
     "strict": ("strict", False, range(24)),

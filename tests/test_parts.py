@@ -43,8 +43,7 @@ def of_the_definition() -> Any:
 
 def test_a_row_is_dropped_alike_in_whatever_part_it_is(backend: Any) -> None:
     whole = dropped(backend)
-    for most in (31, 9):
-        np.testing.assert_array_equal(dropped(backend, micro_batch=most), whole)
+    np.testing.assert_array_equal(dropped(backend, micro_batch=9), whole)
     np.testing.assert_allclose(whole, of_the_definition(), rtol=1e-14)
     assert all(len(np.unique(column)) > 1 for column in whole.T)
 

@@ -112,7 +112,7 @@ def test_one_row_of_all_ranks_changes_no_running_statistics(library: Any) -> Non
 
 
 @dataclass(frozen=True)
-class MeanOff(bp.Layer):
+class OffTheMeanOfRanks(bp.Layer):
     """y = x - the mean of x over all rows, whose sums it keeps: a layer of one's own that needs those of all ranks."""
 
     couples_rows = True
@@ -137,14 +137,14 @@ def test_a_layer_of_ones_own_sums_over_ranks(compiled: bool, library: Any) -> No
     if compiled:
         pytest.importorskip("llvmlite", reason="llvmlite is not installed")
     lib = library("numpy")
-    expected = trained(lib, MeanOff(), compile=compiled)
-    for found in threads(3, lambda ranks: trained(lib, MeanOff(), ranks, compile=compiled)):
+    expected = trained(lib, OffTheMeanOfRanks(), compile=compiled)
+    for found in threads(3, lambda ranks: trained(lib, OffTheMeanOfRanks(), ranks, compile=compiled)):
         for some, one in zip(found, expected, strict=True):
             np.testing.assert_allclose(some, one, rtol=1e-12, atol=1e-13)
 
 
 @dataclass(frozen=True, init=False)
-class LooksAtValues(bp.Sequential):
+class LooksAtItsValues(bp.Sequential):
     """A network that can't be traced, so that it is called as it stands amidst compiled code."""
 
     def forward(self, run: bp.Run, p: Any, x: Any) -> tuple[Any, Any]:
@@ -159,7 +159,7 @@ def test_collectives_within_branches_and_what_is_not_compiled(library: Any) -> N
 
     def branches(synchronised: bool) -> bp.Layer:
         norm = bp.BatchNorm(synchronised=synchronised)
-        return bp.Parallel(norm, bp.Sequential(bp.Dense(6, "tanh"), norm), LooksAtValues(norm, bp.Dense(6)))
+        return bp.Parallel(norm, bp.Sequential(bp.Dense(6, "tanh"), norm), LooksAtItsValues(norm, bp.Dense(6)))
 
     (whole, _), *some = (
         trained(lib, branches(False), compile=True),
@@ -184,3 +184,24 @@ def test_every_rank_needs_rows(library: Any) -> None:
 
     for step in (True, False):
         threads(2, fails, step)
+
+
+def test_what_looks_at_data_before_a_training_is_the_same_on_all_ranks(library: Any) -> None:
+    lib, network = library("numpy"), bp.Sequential(bp.Dense(6, "tanh"), bp.BatchNorm(synchronised=True), bp.Dense(3))
+
+    def started(ranks: Any = None, rows: Any = slice(None)) -> Any:
+        trainer = bp.Trainer(network, "cross_entropy", bp.SGD(0.1), distributed=ranks)
+        return bp.lsuv(trainer, lib.array(X[rows])).theta
+
+    parts = slice(0, 10), slice(10, 26)
+    for found in threads(2, lambda ranks: started(ranks, parts[ranks.rank]), rows="own"):
+        np.testing.assert_array_equal(found, started(rows=parts[0]))
+
+    def curve(ranks: Any = None) -> Any:
+        trainer = bp.Trainer(network, "cross_entropy", bp.SGD(0.1), distributed=ranks)
+        return bp.find_learning_rate(trainer, lib.array(X), lib.array(Y), steps=7, batch_size=9)
+
+    expected = curve()
+    for found in threads(2, curve):
+        np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-10)
+        assert found.rates == expected.rates

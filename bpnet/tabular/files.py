@@ -135,7 +135,8 @@ class TableFile:
         self.units: list[Unit] = []
         self.size, self.schema, self.stamps = 0, None, []
         for i, file in enumerate(self.paths):
-            open_ordinary(file).close()  # and nothing that would be waited for
+            with self._guarded(file):
+                open_ordinary(file).close()  # what would be waited for, as a FIFO, is none
             self.stamps.append(self._stamp(file))
             with self._guarded(file):
                 schema, counts, size = self._parquet(file) if kind == "parquet" else self._ipc(file)
