@@ -128,7 +128,8 @@ class Training:
             raise
         finally:
             trainer.step_loss = None
-        end(begun, trainer)
+        with ranks.phase("callbacks", LONG):
+            end(begun, trainer)
 
     def _agree(self, epochs: int) -> None:
         """See that all ranks were given the same, and have rank 0's parameters; signals are for all from now on."""
@@ -174,9 +175,8 @@ class Training:
                 self.saving.save(self)
         history.epochs.append(record)
         self.losses, self.order, self.seconds = [], None, 0.0
-        with self.ranks.phase("callbacks", LONG):
-            for callback in self.told:
-                callback.on_epoch_end(trainer, record)
+        for callback in self.told:
+            callback.on_epoch_end(trainer, record)
         if self.parts is not None:
             self._agree_after_epoch()
         if self.saving is not None:

@@ -65,8 +65,8 @@ class Trainer(HasState):
     seed : of start values, shuffling and dropout; the same seed gives the same result bit for bit on the same library
     clip_norm : largest Euclidean norm of the gradient; None for no limit
     penalties : terms of parameters that training adds to the loss, such as [bp.L2(1e-4)]
-    threads : most processor threads to use (NumPy), None for OMP_NUM_THREADS or else all, which ranks
-        of one host share; no result depends on it
+    threads : most processor threads to use (NumPy), None for OMP_NUM_THREADS or else all, which ranks of one host
+        share; no result depends on it
     precision : of the products of float32 matrices: "float32"; or for CuPy arrays on a GPU with tensor cores "tf32", of
         numbers rounded to 11 significant bits, or "bfloat16", to 8.  Sums, parameters, the optimizer's state and the
         loss are float32 in any case, and so is what passes between layers, but in a row of dense layers bfloat16.
@@ -299,6 +299,11 @@ class Trainer(HasState):
         epoch, or those with which it was resumed.  About checkpoints: OptionError where the folder holds another
         training, BusyError where another process uses it, PathError where nothing can be written, FileFormatError where
         none of several can be read; one of several that is damaged is passed over with a BpnetWarning.
+
+        Of several ranks (see `distributed`) all call it alike, and `batch_size` is that of all together: each computes
+        its part.  They end with the same parameters and history.  Of callbacks those that write are the first rank's,
+        which alone writes checkpoints too, and any rank may stop all.  What one raises alone, such as an error in a
+        callback, ends the others by RankError.
         """
         ranks = self.communicator or Communicator()
         with failing(ranks):

@@ -6,6 +6,7 @@ from typing import Any
 
 from bpnet.backends import definitions, variant
 from bpnet.backends.base import Array
+from bpnet.distributed.base import agreed
 from bpnet.errors import BuiltError, DataError, NotBuiltError, plural
 from bpnet.layer import KERNELS, Rng, Run
 from bpnet.layers.activation import Activation
@@ -27,6 +28,8 @@ def lsuv(trainer: Trainer, x: AnyInput, *, tolerance: float = 0.1, tries: int = 
     activations make rows almost alike, as many layers of sigmoids do, W gets as large as it takes to tell them apart.
 
         trainer = bp.lsuv(bp.Trainer(net, "cross_entropy"), x[:512])
+
+    Of several ranks all start as the first, by its rows.
 
     Raises BuiltError where the trainer has done steps already, and DataError where a layer gives the same for all rows
     and units.  What else a network starts with stays as it is.
@@ -79,12 +82,16 @@ def start_from_data(trainer: Trainer, x: AnyInput, tune: Tune) -> Trainer:
             weight, bias = made[name], bias if bias_name is None else made[bias_name]
         return KERNELS["dense_forward"](run, x, weight, bias, f)  # type: ignore[no-any-return]
 
-    with backend.session(trainer.threads, backend.device(theta)):
+    def started() -> Array:
         rows = trainer._prepare({"x": x}).whole_batch()[0]
         run = Run(variant(definitions(backend), kernels={"dense_forward": tuned}), True, (trainer.seed, 0))
         layout.network.forward(run, p, rows)
         leaves = [made.get(slot.name, _at(p, slot.path)) for slot in layout.parameters]
-        theta = backend.concat([backend.xp.reshape(leaf, (-1,)) for leaf in leaves])
+        return backend.concat([backend.xp.reshape(leaf, (-1,)) for leaf in leaves])
+
+    with backend.session(trainer.threads, backend.device(theta)):
+        ranks = trainer.communicator  # each of whom may have rows of its own
+        theta = started() if ranks is None else ranks.broadcast_array(backend, agreed(ranks, started))
         state = trainer.optimizer.init(backend, layout, theta)
     trainer.restore(((theta, buffers, state), 0))
     return trainer

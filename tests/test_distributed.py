@@ -1,6 +1,7 @@
 """Several ranks train as one process with the same batches: on every library, as threads that meet at a barrier."""
 
 import copy
+import os
 import pickle
 import signal
 from collections.abc import Callable
@@ -77,9 +78,10 @@ def test_ranks_train_as_one_process(backend: Any, case: str) -> None:
     """With masks, weights, schedules, penalties and clipping, and a last batch that no number of ranks divides."""
     made, options = CASES[case]
     count = 3
-    if backend.name == "jax-jit":  # which compiles every step for every trainer, the longer the more is in it
-        count, made = 2, {name: value for name, value in made.items() if name != "micro_batch"}
-        options = {"batch_size": 45}
+    if backend.name in ("jax-jit", "cupy"):  # which compile every step for every trainer, the longer the more is in it
+        count, made = 2, {name: value for name, value in made.items() if name not in ("micro_batch", "penalties")}
+        made["network"] = bp.Sequential(bp.Dense(4, "tanh"), bp.Dropout(0.3), bp.Dense(3))
+        options = {"batch_size": 45, "epochs": 1, "validation": None}
     equal(threads(count, fitted, backend, made, options), fitted(None, backend, made, options))
 
 
@@ -327,13 +329,8 @@ def resumable(ranks: Any, folder: Path, act: Any = None, resume: bool = False, *
     return simple(ranks, callbacks, checkpoint=folder, every=2, resume=resume, **options)
 
 
-def stop_by_signal(trainer: bp.Trainer) -> None:
-    """As one does that comes to one rank's main thread."""
-    training.saving.signals.number = signal.SIGTERM  # type: ignore[name-defined]  # noqa: F821
-
-
 def test_another_number_of_ranks_goes_on(tmp_path: Path) -> None:
-    """From the midst of an epoch, where all stopped since one was told to, to the end that one process has."""
+    """From the midst of an epoch, in which a rank failed, to the end that one process has."""
     whole = simple(None, [bp.EarlyStopping("loss", patience=9)])
 
     class Ended(Exception):
@@ -421,7 +418,7 @@ def test_an_error_in_one_ranks_rows_is_that_of_all() -> None:
         bp.Trainer(LINE, "cross_entropy", distributed=ranks).fit(x, y, progress=False)
 
     found = threads(2, raised(work), rows="own")
-    assert found == [(DataError, "x has NaN or infinity, first in row 5", True)] * 2
+    assert found == [(DataError, "x has NaN or infinity, first in row 5 (on rank 1)", True)] * 2
 
 
 def test_a_rank_that_fails_alone_ends_the_others() -> None:
@@ -484,16 +481,34 @@ def test_what_a_step_does_is_said() -> None:
 # ---- real processes -------------------------------------------------------------------------------------------------
 
 
-def in_processes(communicator: Any) -> Any:
+def signalled(communicator: Any, folder: Path) -> tuple[Any, ...]:
+    """One rank is told to end: all do after the same step, when it was saved; and go on from there."""
+
+    def end(trainer: bp.Trainer) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        resumable(communicator, folder, Act(1, end, step=7))
+    files = sorted(path.name for path in folder.iterdir())
+    trainer = resumable(communicator, folder, resume=True)
+    return ended.value.code, getattr(ended.value, "on_all_ranks", False), files, trainer.theta
+
+
+def in_processes(communicator: Any, folder: Path) -> Any:
     """In each rank of MPI: the same as above, for a few of them."""
     lib = __import__("conftest").Library("numpy")
     found = [fitted(communicator, lib, *CASES[case]) for case in CASES]
-    return [*found, stepped(communicator, lib, False)]
+    return [*found, stepped(communicator, lib, False)], signalled(communicator, folder)
 
 
-def test_processes_of_mpi(library: Callable[[str], Any]) -> None:
+def test_processes_of_mpi(library: Callable[[str], Any], tmp_path: Path) -> None:
     lib = library("numpy")
-    every = ranks(2, in_processes)
+    every, ended = zip(*ranks(2, in_processes, tmp_path / "checkpoints"), strict=True)
     expected = [*(fitted(None, lib, *CASES[case]) for case in CASES), stepped(None, lib, False)]
     for some, one in zip(zip(*every, strict=True), expected, strict=True):
         equal(list(some), one)
+    whole = simple(None, [bp.EarlyStopping("loss", patience=9)])
+    for code, on_all_ranks, files, theta in ended:
+        assert (code, on_all_ranks) == (128 + signal.SIGTERM, True)
+        assert "step-0000000008.safetensors" in files  # which had begun when the signal came
+        np.testing.assert_allclose(theta, whole.theta, rtol=1e-12)

@@ -184,3 +184,24 @@ def test_every_rank_needs_rows(library: Any) -> None:
 
     for step in (True, False):
         threads(2, fails, step)
+
+
+def test_what_looks_at_data_before_a_training_is_the_same_on_all_ranks(library: Any) -> None:
+    lib, network = library("numpy"), bp.Sequential(bp.Dense(6, "tanh"), bp.BatchNorm(synchronised=True), bp.Dense(3))
+
+    def started(ranks: Any = None, rows: Any = slice(None)) -> Any:
+        trainer = bp.Trainer(network, "cross_entropy", bp.SGD(0.1), distributed=ranks)
+        return bp.lsuv(trainer, lib.array(X[rows])).theta
+
+    parts = slice(0, 10), slice(10, 26)
+    for found in threads(2, lambda ranks: started(ranks, parts[ranks.rank]), rows="own"):
+        np.testing.assert_array_equal(found, started(rows=parts[0]))
+
+    def curve(ranks: Any = None) -> Any:
+        trainer = bp.Trainer(network, "cross_entropy", bp.SGD(0.1), distributed=ranks)
+        return bp.find_learning_rate(trainer, lib.array(X), lib.array(Y), steps=7, batch_size=9)
+
+    expected = curve()
+    for found in threads(2, curve):
+        np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-10)
+        assert found.rates == expected.rates

@@ -42,7 +42,7 @@ class Progress(Callback):
         self.pace: float | None = None  # seconds a step
         self.skipped: int | None = None  # steps of the first epoch that were done before, where it is resumed
         self.begun = time.monotonic()
-        if trainer.communicator is not None:
+        if trainer.communicator is not None and trainer.ranks > 1:
             self._write(f"{trainer.communicator.describe()}\n")
 
     def on_step_end(self, trainer: "Trainer", step: int) -> None:

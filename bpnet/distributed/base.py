@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from typing import Any, Protocol, TypeVar
 
 from bpnet.backends.base import Array, Backend
@@ -184,7 +185,8 @@ def agreed(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
     for rank, found in enumerate(errors):
         if found is not None:
             if None in errors:
-                found.args = (f"{found} (on rank {rank})",)
+                text, found = str(found), copy(found)  # which ranks that are threads have in common
+                found.args = (f"{text} (on rank {rank})",)
             raise on_all_ranks(found if error is None or str(found) != str(error) else error)
     return result  # type: ignore[no-any-return]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import ctypes
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,6 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import accumulate, pairwise
+from socket import gethostname
+from threading import Timer
 from time import perf_counter
 from typing import Any
 
@@ -18,8 +22,8 @@ import numpy
 from bpnet.backends.base import Array, Backend
 from bpnet.distributed.base import Combine, Communicator
 from bpnet.distributed.devices import is_cuda_aware
-from bpnet.distributed.verdict import PATIENCE
-from bpnet.distributed.watch import Watch, connecting
+from bpnet.distributed.verdict import MOST, PATIENCE
+from bpnet.distributed.watch import Watch, say
 from bpnet.errors import (
     ArgumentError,
     BpnetWarning,
@@ -42,12 +46,14 @@ class MPI:
 
     `rows` is "same" where every rank passes the same data, of which it takes its part of every batch, and "own" where
     each passes rows of its own, which together are the data.  `reduction` is "fast", as MPI adds up, or "ordered": in
-    the order of the rows, so that the result has the same bits for any number of ranks that divides the blocks; with
-    one block a rank that sends no more bytes, and copies each vector three times.
+    the order of the rows, so that the result has the same bits for any number of ranks that divides the blocks; that
+    sends as many bytes as other ways where each rank's blocks make one sum of those that one process adds up, and more
+    where they make several.
 
     A rank that dies, hangs or fails ends all of them within `timeout` seconds, by RankError where Python can still
     raise it.  A rank hangs when it has not come back to the others for four fifths of that: have a longer one where a
-    callback takes so long.  `comm` is a communicator of mpi4py (None: that of all processes).
+    callback takes so long, or have the callback say `trainer.communicator.beat()` now and then.  `comm` is a
+    communicator of mpi4py (None: that of all processes).
 
     Vectors of CuPy are passed to MPI where they lie if it is a CUDA-aware one, and else through pinned memory, which is
     kept from step to step.  `cuda_aware` says which; None asks MPI, of which some don't know.  An MPI that is not, and
@@ -65,7 +71,7 @@ class MPI:
     def __post_init__(self) -> None:
         choice("rows", self.rows, ("same", "own"))
         choice("reduction", self.reduction, ("fast", "ordered"))
-        number("timeout", self.timeout, 1.0, math.inf, "left")
+        number("timeout", self.timeout, 1.0, 604800.0)
         if self.cuda_aware is not None:
             flag("cuda_aware", self.cuda_aware)
 
@@ -94,12 +100,51 @@ class MPI:
         return MPICommunicator(watch, self.rows, self.reduction, self.cuda_aware)
 
 
-def _library() -> Any:
-    """The module of mpi4py, which begins MPI."""
+@contextmanager
+def connecting(timeout: float) -> Iterator[None]:
+    """Until all are connected, the others can only be waited for: this long, since some may start late."""
+    names = "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"
+    rank = next((int(os.environ[name]) for name in names if name in os.environ), None)
+    if rank is None:  # nobody has started others
+        yield
+        return
+    limit = MOST * timeout
+
+    def end() -> None:
+        text = (
+            f"bpnet: rank {rank} (host {gethostname()}, process {os.getpid()}) has waited {limit:g} s for the others "
+            "to connect: they have ended, or come later. Connect first, by bp.distributed.MPI().connect(), and do then "
+            "what takes long"
+        )
+        if rank < 2:  # one of which waits
+            say(text)
+        os._exit(1)
+
+    timer = Timer(limit + min(rank, 5), end)  # the others end as the first does
+    timer.daemon = True
+    timer.start()
     try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _library() -> Any:
+    """The module of mpi4py, with MPI begun."""
+    try:
+        import mpi4py
+
+        begun = "mpi4py.MPI" in sys.modules or not mpi4py.rc.initialize
+        if not begun:
+            mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
         from mpi4py import MPI as mpi
     except (ImportError, RuntimeError) as error:  # mpi4py is there, but no MPI that it could load
         raise MissingPackageError("distributed='mpi'", "mpich") from error
+    if not begun and not mpi.Is_initialized():
+        # mpi4py would let no other thread run meanwhile, which could take as long as the last rank to come
+        begin, level = ctypes.CDLL(mpi.__file__).MPI_Init_thread, ctypes.c_int()
+        if begin(None, None, mpi.THREAD_MULTIPLE, ctypes.byref(level)):
+            raise OptionError("distributed is MPI, which could not be initialized")
     return mpi
 
 

@@ -232,9 +232,10 @@ class RankedStep:
     def _local(self, *args: Any) -> Array:
         """This rank's message."""
         if current.reference:
-            return self._fresh(definitions(self.backend), *args)[0]
+            return self._fresh(definitions(self.backend), *args)
         if not self.reuses:
-            return self.local(*args)[0]
+            made: Array = self.local(*args)
+            return made
         if self.message is None:
             self.message = State((self._zeros(args[0]),), 0)
         self.backend.advance(self.local, self.message, args, 0)
@@ -264,14 +265,14 @@ class RankedStep:
 
     def _reusing(self, backend: Backend, message: tuple[Array], *args: Any) -> tuple[tuple[Array], Array]:
         """`_fresh`, to which the memory of the last message is given up."""
-        made, value = self._fresh(backend, *args)
-        return (made,), value
+        # with a number, as a captured step gives one: not the loss, which is part of the message
+        return (self._fresh(backend, *args),), backend.xp.sum(args[0][:1])
 
     def _fresh(
         self, backend: Backend, theta: Array, buffers: Array, x: Any, y: Any, weight: Any, rows: Any,
         number: Any, total: Any, first: Any, share: Any, stops: Any,
-    ) -> tuple[Array, Array]:  # fmt: skip
-        """The message of these rows, and their part of the loss; new buffers are the mean over ranks, by `share`."""
+    ) -> Array:  # fmt: skip
+        """The message of these rows; new buffers are the mean over ranks, by `share`."""
         pool = [] if self.grad_buffers is None else self.grad_buffers
         batch = x, y, weight, rows, number, total, first
         value, grad, new = self.gradient(backend, theta, buffers, *batch, grad_buffers=pool)
@@ -280,12 +281,12 @@ class RankedStep:
             tail.insert(1, backend.xp.zeros_like(buffers) if new is None else (new - buffers) * share)
         memory = next((buffer.memory for buffer in pool if buffer.vector is grad), None)
         if memory is None:
-            return backend.concat([grad, *tail]), value
+            return backend.concat([grad, *tail])
         start = self.layout.size
         for part in tail:
             backend.store(memory[start : start + part.shape[0]], part)
             start += part.shape[0]
-        return memory[:start], value
+        return memory[:start]
 
     def _update(
         self, backend: Backend, carry: Carry, message: Array, number: Any, total: Any, hyperparameters: Any,
@@ -293,10 +294,10 @@ class RankedStep:
     ) -> tuple[Carry, Array]:  # fmt: skip
         """The carry after a step, and the loss before it; again(theta) is the message at other parameters."""
         begin, buffers, state = carry
-        layout, size, copy = self.layout, self.layout.size, backend.copy
+        layout, size = self.layout, self.layout.size
 
         def read(theta: Array, message: Array) -> tuple[Array, Array]:
-            value = backend.xp.reshape(message[size : size + 1], ())
+            value = backend.xp.sum(message[size : size + 1])  # a number of its own, as where a step is captured
             found: tuple[Array, Array] = self.finish(backend, theta, value, message[:size], number, total)
             return found
 
@@ -312,7 +313,7 @@ class RankedStep:
         theta, state = updated(self.optimizer, backend, layout, begin, grad, state, hyperparameters, evaluate)
         if self.updates_buffers:
             buffers = buffers + message[size + 1 : size + 1 + layout.buffer_size]
-        return (theta, buffers, state), copy(value)  # what is read of a message goes with it
+        return (theta, buffers, state), value
 
     def _whole(self, backend: Backend, carry: Carry, *args: Any) -> tuple[Carry, Array]:
         """All of a step, where the sum over ranks is captured with it."""
@@ -320,7 +321,7 @@ class RankedStep:
         number, total = rest[4:6]
 
         def summed(theta: Array) -> Array:
-            message, _ = self._fresh(backend, theta, carry[1], *rest)
+            message = self._fresh(backend, theta, carry[1], *rest)
             reduce = partial(_all_reduce, self.ranks, self.tail)
             return backend.outside(reduce, message, "the sum over ranks", captured=True)
 

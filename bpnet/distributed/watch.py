@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy
 
-from bpnet.distributed.verdict import END, MOST, PATIENCE, Doing, Failure, judge, process_state
+from bpnet.distributed.verdict import END, PATIENCE, Doing, Failure, judge, process_state
 from bpnet.errors import RankError
 
 PERIOD = 0.25
@@ -258,7 +258,7 @@ class Watch:
         if now - self.unheard < (self.grace() if guilty or sends else PATIENCE * self.timeout):
             return
         if failure.speaker == self.rank:
-            _say(f"bpnet: {failure.text}")
+            say(f"bpnet: {failure.text}")
             self.spoke = True
         self._leave(1)
 
@@ -350,7 +350,7 @@ class Watch:
         """The program ends by an error that nobody has caught."""
         shown = self.speaks(error)
         if shown and isinstance(error, RankError) and not getattr(error, "on_all_ranks", False):
-            _say(f"bpnet: {error}")  # at which line this rank has waited tells nothing
+            say(f"bpnet: {error}")  # at which line this rank has waited tells nothing
         elif shown:
             sys.stderr = sys.__stderr__ or sys.stderr  # whoever else was kept silent
             self.previous_hook(type(error), error, error.__traceback__)
@@ -358,7 +358,7 @@ class Watch:
             return  # all end alike
         alone = not all(self.others_failed.get(rank) for rank in self._others())
         if shown and alone and not isinstance(error, RankError):
-            _say(f"bpnet: {self.names[self.rank]} has failed, which ends the others")
+            say(f"bpnet: {self.names[self.rank]} has failed, which ends the others")
         atexit.unregister(self.at_exit)
         atexit._run_exitfuncs()
         self._leave(130 if isinstance(error, KeyboardInterrupt) else 1)
@@ -374,7 +374,7 @@ class Watch:
             except (RankError, KeyboardInterrupt) as raised:
                 error = raised
         if error is not None and self.speaks(error):
-            _say(f"bpnet: {error}")
+            say(f"bpnet: {error}")
         if (self.failure is None and error is None) or (self.failure is not None and self.failure.together):
             self.stop()
         else:
@@ -402,31 +402,7 @@ def speaks(error: BaseException) -> bool:
     return all(watch.speaks(error) for watch in WATCHES if watch.process == os.getpid())
 
 
-@contextmanager
-def connecting(timeout: float) -> Iterator[None]:
-    """Until all are connected, the others can only be waited for: this long, since some may start late."""
-    limit = MOST * timeout
-    names = "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"
-    rank = int(next((os.environ[name] for name in names if name in os.environ), "0"))
-
-    def end() -> None:
-        _say(
-            f"bpnet: rank {rank} (host {gethostname()}, process {os.getpid()}) has waited {limit:g} s for the others "
-            "to connect: they have ended, or come later. Connect first, by bp.distributed.MPI().connect(), and do then "
-            "what takes long"
-        )
-        os._exit(1)
-
-    timer = threading.Timer(limit + min(rank, 5), end)  # the others end as the first does
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _say(text: str) -> None:
+def say(text: str) -> None:
     with suppress(OSError, ValueError, AttributeError):
         print(text, file=sys.__stderr__ or sys.stderr, flush=True)  # whoever else is kept silent
 

@@ -144,6 +144,28 @@ def test_errors_of_several_ranks_are_shown_once(soak):
     soak.record("ranks", len(tried), failures, "errors of several ranks at once, shown once")
 
 
+NEVER_COMES = """
+    import os
+    import time
+
+    import bpnet as bp
+
+    if os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1":
+        time.sleep(100.0)
+    bp.distributed.MPI(timeout=1.0).connect()
+"""
+
+
+def test_a_rank_that_never_comes(soak):
+    """The others wait for ten time limits, since ranks may start late; also where MPI itself waits."""
+    if soak.sample:
+        pytest.skip("not in a sample")
+    ended = Run(3, NEVER_COMES).end(60.0)
+    said = re.findall(r"rank 0 \(.*\) has waited 10 s for the others to connect", ended.err)
+    failures = [] if ended.code and len(said) == 1 and not ended.left else [f"it ended with {ended.code}: {ended.err}"]
+    soak.record("ranks", 1, failures, "a rank that never comes")
+
+
 @pytest.mark.parametrize("what", ["slow", "down"])
 def test_networks(what, soak):
     """Two ranks in network namespaces, with a delay and lost packets; and a link that is gone in the middle."""
