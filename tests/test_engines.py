@@ -1,6 +1,7 @@
 """Engines that users have: estimators in the hands of joblib and Dask, and what is sent to their workers.
 
-The recipes of Ray, Optuna, joblib and Dask run as pages do, in test_docs.py.
+What estimators need besides is in test_estimator_conformance.py.  The recipes of Ray, Optuna, joblib and Dask run as pages
+do, in test_docs.py.
 """
 
 import pickle
@@ -17,9 +18,6 @@ from support.children import environment
 import bpnet as bp
 from bpnet.errors import ArrayMismatchError
 
-pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-from sklearn.base import clone
-
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((240, 3)).astype("float32")
 LABELS, NUMBERS = (X[:, 0] > X[:, 1]).astype(int), X[:, 0] * X[:, 1]
@@ -29,18 +27,19 @@ SMALL: dict[str, Any] = {"hidden_layer_sizes": (8,), "max_iter": 3, "tol": 0.0, 
 # ---- what is sent to a worker ---------------------------------------------------------------------------------------
 
 
-def of_a_notebook() -> dict[str, Any]:
-    """What a program defines and trains that a worker can't import."""
+class Seen(bp.Callback):
+    def __init__(self) -> None:
+        self.losses: list[float] = []
 
-    class Seen(bp.Callback):
-        def __init__(self) -> None:
-            self.losses: list[float] = []
+    def on_epoch_end(self, trainer: bp.Trainer, record: dict[str, Any]) -> None:
+        self.losses.append(record["loss"])
 
-        def on_epoch_end(self, trainer: bp.Trainer, record: dict[str, Any]) -> None:
-            self.losses.append(record["loss"])
+
+def of_a_function() -> type[bp.Layer]:
+    """A class that nobody can import."""
 
     @dataclass(frozen=True)
-    class OfANotebook(bp.Layer):
+    class OfAFunction(bp.Layer):
         """y = a x."""
 
         a: float = 2.0
@@ -51,64 +50,47 @@ def of_a_notebook() -> dict[str, Any]:
         def backward(self, run: bp.Run, p: Any, cache: Any, dy: Any, need_dx: bool = True) -> tuple[Any, Any]:
             return self.a * dy, {}
 
-    network = bp.Sequential(OfANotebook(0.5), bp.Dense(1))
-    made = {
-        "classifier": bp.MLPClassifier(callbacks=[Seen()], **SMALL),
-        "regressor": bp.MLPRegressor(network=network, loss=bp.Huber(0.5), callbacks=[Seen()], **SMALL),
-        "trainer": bp.Trainer(network, "mse", seed=0),
-    }
-    for name in ("classifier", "regressor"):
-        made[f"fitted {name}"] = clone(made[name]).fit(X, LABELS if name == "classifier" else NUMBERS)
-    made["fitted trainer"] = bp.Trainer(network, "mse", seed=0)
-    made["fitted trainer"].fit(X, NUMBERS, epochs=2, batch_size=50, progress=False)
-    return made
+    return OfAFunction
 
 
-def work(made: dict[str, Any]) -> dict[str, Any]:
-    """What a worker is to do with them."""
-    found: dict[str, Any] = {name: made[name].predict(X) for name in made if name.startswith("fitted")}
-    for name, y in (("classifier", LABELS), ("regressor", NUMBERS)):
-        found[name] = made[name].set_params(alpha=0.1).fit(X, y).predict(X)
-        found[f"losses of the {name}"] = made[name].callbacks[0].losses
-        found[f"fitted {name}, then"] = made[f"fitted {name}"].partial_fit(X, y).predict(X)
-    for name in ("trainer", "fitted trainer"):
-        made[name].fit(X, NUMBERS, epochs=1, batch_size=50, progress=False)
-        found[f"{name}, then"] = made[name].theta
-    return found
+def work(trainers: list[bp.Trainer], callback: Seen) -> tuple[Any, ...]:
+    """What a worker is to do: train one that is trained already, and one that is not."""
+    for trainer in trainers:
+        trainer.fit(X, NUMBERS, epochs=2, batch_size=50, progress=False, callbacks=[callback])
+    return trainers, callback
 
 
-@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
 def test_what_a_notebook_defines_and_trains_works_in_a_worker(tmp_path: Path) -> None:
-    """Estimators, trainers and callbacks, fitted and not, with a layer that the worker can't import; and back again."""
+    """What can't be imported, a layer say, is sent by value there and back, as joblib, Dask and Ray do."""
     cloudpickle = pytest.importorskip("cloudpickle", reason="cloudpickle, which joblib brings, is not installed")
-    made = of_a_notebook()
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # as if this were a notebook
+    network = bp.Sequential(of_a_function()(0.5), bp.Dense(1))
+    trainers, callback = [bp.Trainer(network, "mse", seed=0) for _ in range(2)], Seen()
+    work(trainers[:1], callback)
+    here = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(here)  # as if it were a notebook
     try:
-        sent = cloudpickle.dumps((work, made))
+        (tmp_path / "task").write_bytes(cloudpickle.dumps((work, trainers, callback)))
     finally:
-        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-    (tmp_path / "task").write_bytes(sent)
+        cloudpickle.unregister_pickle_by_value(here)
     worker = (
-        "import cloudpickle, pickle, warnings\n"
+        "import cloudpickle, pickle\n"
         "from pathlib import Path\n"
-        "warnings.simplefilter('ignore')\n"
-        "work, made = pickle.loads(Path('task').read_bytes())\n"
-        "Path('done').write_bytes(cloudpickle.dumps((work(made), made)))\n"
+        "function, *args = pickle.loads(Path('task').read_bytes())\n"
+        "Path('done').write_bytes(cloudpickle.dumps(function(*args)))\n"
     )
     options: dict[str, Any] = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True}
     done = subprocess.run([sys.executable, "-c", worker], **options)
     assert done.returncode == 0, done.stderr
-    theirs, back = pickle.loads((tmp_path / "done").read_bytes())
-    made["fitted trainer"].save(tmp_path / "model.safetensors")
-    assert (
-        bp.load(tmp_path / "model.safetensors").network == made["fitted trainer"].network
-    )  # of the class that is here
-    ours = work(made)
-    assert theirs.keys() == ours.keys()
-    for name, value in ours.items():
-        np.testing.assert_array_equal(theirs[name], value, err_msg=name)
-    for name in ("fitted classifier", "fitted regressor", "fitted trainer"):
-        np.testing.assert_array_equal(back[name].predict(X), made[name].predict(X))
+    theirs, seen = pickle.loads((tmp_path / "done").read_bytes())
+    work(trainers, callback)
+    assert seen.losses == callback.losses
+    assert len(seen.losses) == 6
+    for ours, back in zip(trainers, theirs, strict=True):
+        assert back.network == network  # of the class that is here
+        assert back.step_count == ours.step_count
+        np.testing.assert_array_equal(back.predict(X), ours.predict(X))
+    theirs[0].save(tmp_path / "model.safetensors")
+    assert bp.load(tmp_path / "model.safetensors").network == network
 
 
 # ---- Dask -----------------------------------------------------------------------------------------------------------
@@ -117,6 +99,7 @@ def test_what_a_notebook_defines_and_trains_works_in_a_worker(tmp_path: Path) ->
 @pytest.fixture
 def dask() -> Any:
     """Dask's arrays of X and LABELS, in chunks that are not of one size, computed in this thread."""
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     dask = pytest.importorskip("dask", reason="Dask is not installed")
     arrays = pytest.importorskip("dask.array", reason="Dask's arrays are not installed")
     with dask.config.set(scheduler="synchronous"):
