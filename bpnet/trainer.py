@@ -270,8 +270,9 @@ class Trainer(HasState):
         x : (rows, ...) float32 or float64; whole numbers become float32, but where the network begins with an
             `Embedding`.  For a network that begins with `Inputs` a dict, or a tuple, of such arrays.  What is missing
             may be NaN where the network begins with a layer that knows of it, such as `NumericInput`
+            Or a `bpnet.data.stream`, which has y and the weights too, of data that need not fit in memory
         y : targets as the loss wants them: labels (rows,), or values in the shape of the network's output
-        validation : (x, y) or (x, y, sample_weight), evaluated after every epoch
+        validation : (x, y), (x, y, sample_weight) or a stream, evaluated after every epoch
         sample_weight : (rows,) how much each row counts against the others: any scale will do
         shuffle : another order of the rows in every epoch, drawn from the seed; or a function that is given how many
             epochs there have been and gives the numbers of as many rows as x has, in the order in which they are to

@@ -25,7 +25,7 @@ pytest.importorskip("typer", reason="the command line needs typer (the cli extra
 pytest.importorskip("rich", reason="the command line needs rich (the cli extra)")
 
 from bpnet import disk
-from bpnet.cli import predict, terminal, train
+from bpnet.cli import terminal, train, writing
 from bpnet.tabular.splits import split
 from tests.support.command import environment, ok, refused, run, start
 
@@ -914,8 +914,8 @@ def test_predictions_that_fail_leave_the_old_file(npz, kind, monkeypatch):
         file.write(b"half" if kind == "npy" else "half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(predict.np, "save", fail)
-    monkeypatch.setattr(predict.csv, "writer", fail)
+    monkeypatch.setattr(writing.np.lib.format, "write_array_header_2_0", fail)
+    monkeypatch.setattr(writing.csv, "writer", fail)
     assert "No space left on device" in refused("predict", "model.safetensors", npz, "--output", f"p.{kind}")
     assert Path(f"p.{kind}").read_bytes() == b"old"
     assert sorted(p.name for p in Path().iterdir()) == ["blobs.npz", "model.safetensors", f"p.{kind}"]

@@ -543,6 +543,26 @@ def test_memory_is_bounded_whatever_the_file(tmp_path: Path) -> None:
     assert subprocess.run(run, timeout=120, capture_output=True, text=True).stderr == ""
 
 
+def test_a_row_group_is_decoded_once_for_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many windows it is cut into, and threads there are."""
+    path, names = one_group(tmp_path, *data())
+    from bpnet.data.streams.arrow import Parquet
+
+    plain, opened = Parquet.group, []
+
+    def group(self: Any, number: int) -> Any:
+        opened.append(number)
+        return plain(self, number)
+
+    rows = bp.data.stream(path, **names, **SMALL | {"threads": 4, "read_ahead": 3})
+    made = trainer().build(data()[0])
+    loaded = made._prepare({"x": rows, "y": None})
+    monkeypatch.setattr(Parquet, "group", group)
+    for epoch in range(3):
+        assert len(list(loaded.batches(32, loaded.order(0, epoch, True, 32)))) == 22
+    assert opened == [0, 0, 0]
+
+
 def test_threads_end_with_the_training(tmp_path: Path) -> None:
     x, y, _ = data(5000)
     before = set(threading.enumerate())

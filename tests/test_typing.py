@@ -71,7 +71,7 @@ bp.Trainer(net, "mse", precision="tf23")  # Argument "precision" to "Trainer" ha
 bp.Trainer(net, bp.Adam())  # Argument 2 to "Trainer" has incompatible type "Adam"
 bp.Trainer(net, "mse", epochs=3)  # Unexpected keyword argument "epochs" for "Trainer"
 trainer.fit("not an array", y)  # Argument 1 to "fit" of "Trainer" has incompatible type "str"; expected "AnyArray |
-trainer.fit(x, 3)  # Argument 2 to "fit" of "Trainer" has incompatible type "int"; expected "AnyArray"
+trainer.fit(x, 3)  # Argument 2 to "fit" of "Trainer" has incompatible type "int"; expected "AnyArray | None"
 trainer.fit(x, y, validation=x)  # Argument "validation" to "fit" of "Trainer" has incompatible type "ndarray
 trainer.step([[1.0]], y)  # Argument 1 to "step" of "Trainer" has incompatible type "list[list[float]]"
 trainer.predict(None)  # Argument 1 to "predict" of "Trainer" has incompatible type "None"; expected "AnyArray |
@@ -97,7 +97,7 @@ SETTINGS = """\
 strict = true
 [mypy-jax.*,jaxlib.*]
 follow_imports = skip
-[mypy-h5py.*,llvmlite.*,sklearn.*,scipy.*,threadpoolctl.*,array_api_compat.*]
+[mypy-cupy.*,cupyx.*,nvmath.*,mpi4py.*,pyarrow.*,zarr.*,h5py.*,llvmlite.*,sklearn.*,scipy.*,threadpoolctl.*,array_api_compat.*]
 ignore_missing_imports = true
 """
 """Where bpnet is installed, what it imports itself is not looked at; here it is read as the user's own."""

@@ -59,7 +59,7 @@ def rows_from_one() -> Iterator[None]:
 
 def from_one(text: str) -> str:
     """The same, of rows counted from 0."""
-    return re.sub(r"\brow (\d[\d,]*)", lambda found: f"row {int(found[1].replace(',', '')) + 1:,}", text)
+    return re.sub(r"\brow (\d+(?:,\d{3})*)", lambda found: f"row {int(found[1].replace(',', '')) + 1:,}", text)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Memory-mapped files among the arrays that a user passes.
 
 To read where such a file has been cut off ends the process (SIGBUS), or gives zeros.  So before each batch its length
-is asked for, which takes a microsecond.  What is cut within that batch, while it is read, can't be helped.
+is asked for, which takes a microsecond.  What is cut within that batch, while it is read, can't be helped here:
+`bpnet.data.stream` reads the files of maps by system calls, to which that is an error.
 """
 
 import mmap
@@ -27,7 +28,8 @@ class MappedFile:
         if size < self.end:
             raise PathError(
                 f"{self.what} is a memory map of {self.name}, which has been cut to {size:,} bytes of {self.end:,}: "
-                f"restore the file, or pass a copy of it in memory, np.array({self.what})"
+                f"restore the file, or pass a copy of it in memory, np.array({self.what}); bp.data.stream "
+                "reads files that may be cut, and raises where they are"
             )
 
 

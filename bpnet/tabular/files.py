@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bpnet.disk import open_ordinary
 from bpnet.errors import DataError, MissingExtraError, OptionError, PathError, path_error, plural, shown
 from bpnet.options import flag
 from bpnet.tabular.frames import Frame
@@ -134,6 +135,8 @@ class TableFile:
         self.units: list[Unit] = []
         self.size, self.schema, self.stamps = 0, None, []
         for i, file in enumerate(self.paths):
+            with self._guarded(file):
+                open_ordinary(file).close()  # what would be waited for, as a FIFO, is none
             self.stamps.append(self._stamp(file))
             with self._guarded(file):
                 schema, counts, size = self._parquet(file) if kind == "parquet" else self._ipc(file)

@@ -103,21 +103,22 @@ class Encoded(Source):
 
     def _read(self, i: int, start: int, stop: int) -> list[Sequence[Any]]:
         """Rows of one unit, in parts; whoever reads on from `stop` need not begin anew."""
-        left, rest = self.passes.take((i, start), (i, stop)), None
+        left = self.passes.take(start) if start > self.borders[i] else None
         parts: list[Sequence[Any]] = []
-        try:
-            at, chunks, arrays = left or (self.borders[i], self._unit(i), None)
-            while at < stop:
-                arrays = next(chunks) if arrays is None else arrays
-                low, high = max(start - at, 0), min(stop - at, len(arrays[0]))
-                if low < high:
-                    parts.append([a[low:high] for a in arrays])
-                arrays = [a[high:] for a in arrays] if high < len(arrays[0]) else None
-                at += high
-            rest = None if stop == self.borders[i + 1] else (at, chunks, arrays)
-        finally:
-            self.passes.leave((i, stop), rest)
+        at, chunks, arrays = left or (self.borders[i], self._unit(i), None)
+        while at < stop:
+            arrays = next(chunks) if arrays is None else arrays
+            low, high = max(start - at, 0), min(stop - at, len(arrays[0]))
+            if low < high:
+                parts.append([a[low:high] for a in arrays])
+            arrays = [a[high:] for a in arrays] if high < len(arrays[0]) else None
+            at += high
+        if stop < self.borders[i + 1]:
+            self.passes.leave(stop, (at, chunks, arrays))
         return parts
+
+    def release(self) -> None:
+        self.passes.release()
 
     def _unit(self, i: int) -> Iterator[list[Any]]:
         """The rows of a unit, some at a time."""

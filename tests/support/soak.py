@@ -30,6 +30,7 @@ FAULTS = {
     "divergence": "divergence, and NaN planted in a layer",
     "interrupt": "Ctrl-C at any moment",
     "memory": "a batch that needs more memory than there is (RLIMIT_AS), and again by the parts that the error names",
+    "streams": "streams: 20 GB within 1 GB of memory (RLIMIT_AS), and files cut or written to while they are read",
     "growth": "memory over 1,000 epochs, and over 1,000 batch sizes",
     "ranks with a gpu": "one of several ranks with a GPU each is lost (substitutes for GPUs and NCCL)",
     "threads": "threads, several fits at once, fork, spawn, loky, exit",

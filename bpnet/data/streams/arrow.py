@@ -16,8 +16,8 @@ from pyarrow import dataset, ipc, parquet
 from bpnet.data.streams.sources import CHUNK, Field, FileState, Into, Passes, Source
 from bpnet.errors import DataError, DTypeError, FileFormatError, ShapeError, path_error
 
-BUFFERED = 2**18
-"""Bytes of a column chunk that are read from a Parquet file at a time."""
+BUFFERED = 2**14
+"""Bytes of a column that are read from a Parquet file at a time; of pages that are smaller Arrow's buffer keeps all."""
 PARQUET, IPC = (".parquet", ".pq"), (".arrow", ".feather", ".ipc")
 
 
@@ -42,6 +42,9 @@ class Table:
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Rows start ... stop - 1 in parts, with the columns in their order.  Raises PathError or DataError."""
         raise NotImplementedError
+
+    def release(self) -> None:
+        """See `Source.release`."""
 
     def where(self, row: int) -> str:
         return f"row {row:,} of {self.name}"
@@ -73,27 +76,29 @@ class File(Table):
 
     def _of_group(self, group: int, first: int, last: int, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         self.state.check()
-        left: Any = None
-        found = self.passes.take(start, stop) if start > first else self.passes.take(None, stop)
-        try:
-            parts, rest, at = (*found, start) if found else (self.group(group), None, first)
-            while at < stop:
-                if rest is None or rest.num_rows == 0:
-                    rest = self._next(parts, at)
-                before, size = max(start - at, 0), rest.num_rows
-                end = min(size, stop - at)
-                if before < end:
-                    yield rest.slice(before, end - before)
-                rest, at = rest.slice(end), at + end
-            left = (parts, rest) if stop < last else None
-        finally:
-            self.passes.leave(stop, left)
+        found = self.passes.take(start) if start > first else None
+        parts, rest, at = (*found, start) if found else (self.group(group), None, first)
+        while at < stop:
+            if rest is None or rest.num_rows == 0:
+                rest = self._next(parts, at)
+            before, size = max(start - at, 0), rest.num_rows
+            end = min(size, stop - at)
+            if before < end:
+                yield rest.slice(before, end - before)
+            rest, at = rest.slice(end), at + end
+        if stop < last:
+            self.passes.leave(stop, (parts, rest))
+
+    def release(self) -> None:
+        self.passes.release()
 
     def _next(self, parts: Iterator[pa.RecordBatch], at: int) -> pa.RecordBatch:
         try:
             return next(parts)
         except StopIteration:
             problem = "its row group ends before"
+        except MemoryError:
+            raise
         except (pa.ArrowException, OSError, ValueError) as error:
             problem = str(error).splitlines()[0]
         self.state.check()  # which says what has become of it, if anything
@@ -184,6 +189,10 @@ class Files(Table):
             yield from self.parts[i].read(start - self.starts[i], end - self.starts[i])
             start = end
 
+    def release(self) -> None:
+        for part in self.parts:
+            part.release()
+
     def where(self, row: int) -> str:
         i = bisect.bisect_right(self.starts, row) - 1
         return self.parts[i].where(row - self.starts[i])
@@ -256,6 +265,9 @@ class TableRows(Source):
             for j, column in enumerate(columns):
                 out[here, j] = column.to_numpy(zero_copy_only=False)
         return out
+
+    def release(self) -> None:
+        self.table.release()
 
     def where(self, row: int) -> str:
         return self.table.where(row)

@@ -82,8 +82,7 @@ class Conversion:
 
     def _scale(self) -> float:
         """A power of 2 by which weights are multiplied: of a mean only ratios count."""
-        source = self.stream.source
-        head = np.asarray(source.read(0, min(HEAD, source.count))[-1])
+        head = np.asarray(self.stream.head(HEAD)[-1])
         largest = float(np.max(np.where(np.isfinite(head), head, 0)))
         if largest <= 0.0 or 1.0 <= largest < 2.0**LARGEST_WEIGHT:
             return 1.0

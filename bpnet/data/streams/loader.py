@@ -95,7 +95,7 @@ class StreamLoader(StreamingLoader):
 
     def sample(self, most: int) -> Iterator[Any]:
         yield np.frombuffer(self.source.fingerprint().encode(), "u1")
-        yield from self.reader.convert(self.source.read(0, min(most, self.count)), False)
+        yield from self.reader.convert(self.stream.head(most), False)
 
     # ---- batches ------------------------------------------------------------------------------------------------
 

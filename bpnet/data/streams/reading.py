@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import islice
 from typing import Any
 
@@ -45,6 +45,7 @@ class Reader:
         self.row_bytes = max(1, sum(a.nbytes for a in conversion.templates))
         self.chunk = max(1, CHUNK // self.row_bytes)
         """Rows that are read, checked and converted at a time."""
+        self.borders = frozenset(self.source.borders or ())
         self.whole: Slot | None = None
         self.free: list[Slot] = []
         self.lock = threading.Lock()
@@ -55,18 +56,19 @@ class Reader:
             slots, self.free = [slot for slot in self.free if slot.rows == order.capacity], []
         while len(slots) < min(1 + self.stream.read_ahead, -(-len(order) // order.capacity) or 1):
             slots.append(Slot(self.convert.templates, order.capacity))
-        pool = ThreadPoolExecutor(self.stream.threads, "bpnet-stream")
+        pool, ends = ThreadPoolExecutor(self.stream.threads, "bpnet-stream"), dict[int, Future[Any]]()
         try:
             todo = order.windows()
-            pending = deque(self._begun(pool, window, slot) for slot, window in zip(slots, todo, strict=False))
+            pending = deque(self._begun(pool, window, slot, ends) for slot, window in zip(slots, todo, strict=False))
             while pending:
                 window, slot, futures = pending.popleft()
                 for future in futures:
                     future.result()
                 yield window, slot
-                pending.extend(self._begun(pool, window, slot) for window in islice(todo, 1))
+                pending.extend(self._begun(pool, window, slot, ends) for window in islice(todo, 1))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            self.source.release()
             with self.lock:
                 self.free = slots
 
@@ -78,18 +80,31 @@ class Reader:
                 (window,) = Order(cuts_of(slot.rows, slot.rows), 1).windows()
                 pool = ThreadPoolExecutor(self.stream.threads, "bpnet-stream")
                 try:
-                    for future in self._begun(pool, window, slot)[2]:
+                    for future in self._begun(pool, window, slot, {})[2]:
                         future.result()
                 finally:
                     pool.shutdown(wait=True, cancel_futures=True)
+                    self.source.release()
                 self.whole = slot
         return self.whole
 
-    def _begun(self, pool: ThreadPoolExecutor, window: Window, slot: Slot) -> tuple[Window, Slot, list[Future[Any]]]:
-        """Have a window read; tasks begin in the order of the rows."""
+    def _begun(
+        self, pool: ThreadPoolExecutor, window: Window, slot: Slot, ends: dict[int, Future[Any]]
+    ) -> tuple[Window, Slot, list[Future[Any]]]:
+        """Have a window read; tasks begin in the order of the rows.
+
+        `ends` are tasks that have begun, by the row at which they end between two borders: who reads on from there
+        waits for them.
+        """
         slot.bad = []
-        tasks = self._scattered(window.pieces) if isinstance(window.pieces, np.ndarray) else self._tasks(window.pieces)
-        return window, slot, [pool.submit(self._read, slot, *task) for task in tasks]
+        if isinstance(window.pieces, np.ndarray):
+            return window, slot, [pool.submit(self._read, slot, *task) for task in self._scattered(window.pieces)]
+        futures = []
+        for at, pieces in self._tasks(window.pieces):
+            before = [found for start, _ in pieces if (found := ends.pop(start, None))]
+            futures.append(pool.submit(self._read, slot, at, pieces, before))
+            ends |= {stop: futures[-1] for _, stop in pieces if self.borders and stop not in self.borders}
+        return window, slot, futures
 
     def _scattered(self, numbers: Any) -> Iterator[tuple[int, Any]]:
         """(place in the window, numbers of rows) of what one thread gathers."""
@@ -112,8 +127,9 @@ class Reader:
         if task:
             yield begin, task
 
-    def _read(self, slot: Slot, at: int, pieces: Any) -> None:
-        """Rows of the source to their places from `at` on."""
+    def _read(self, slot: Slot, at: int, pieces: Any, before: Sequence[Future[Any]] = ()) -> None:
+        """Rows of the source to their places from `at` on, once others have been read."""
+        wait(before)
         with np.errstate(all="ignore"):
             if isinstance(pieces, list):
                 rows = sum(stop - start for start, stop in pieces)

@@ -74,6 +74,9 @@ class Source:
         """
         return gather(self, rows)
 
+    def release(self) -> None:
+        """Forget where reading was left: nobody is to go on there soon, and what is held for it can be freed."""
+
     def where(self, row: int) -> str:
         """What an error calls the row of this number."""
         return f"row {row:,} of {self.name}"
@@ -193,6 +196,10 @@ class Chain(Source):
             at, i = end, i + 1
         return found
 
+    def release(self) -> None:
+        for part in self.parts:
+            part.release()
+
     def where(self, row: int) -> str:
         i = bisect.bisect_right(self.starts, row) - 1
         return self.parts[i].where(row - self.starts[i])
@@ -220,6 +227,10 @@ class Joined(Source):
             n = len(part.fields)
             found += part.read(start, stop, into[len(found) : len(found) + n] if into else ())
         return found
+
+    def release(self) -> None:
+        for part in self.parts:
+            part.release()
 
     def where(self, row: int) -> str:
         return self.parts[0].where(row)
@@ -271,36 +282,26 @@ class Slices(Source):
 
 
 class Passes:
-    """Where sources that can only be read on from where they are have been left, by several threads.
-
-    Who wants to go on where another thread is still reading waits for it.
-    """
-
-    KEPT = 4
-    """How many are kept open where nobody reads."""
+    """Where sources that can only be read on from where they are have been left, by several threads."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
-        self.open: dict[Any, Any] = {}  # what has been left, by where
-        self.ends: list[Any] = []  # where those will be that are read now
+        self.lock = threading.Lock()
+        self.open: dict[int, Any] = {}  # what has been left, by where
 
-    def take(self, at: Any, end: Any) -> Any:
-        """What was left at this place, or None; it will be left at `end`."""
-        with self.changed:
-            while at in self.ends:
-                self.changed.wait()
-            self.ends.append(end)
+    def take(self, at: int) -> Any:
+        """What was left at this place, or None."""
+        with self.lock:
             return self.open.pop(at, None)
 
-    def leave(self, end: Any, what: Any) -> None:
-        """It is at `end` now; None: it is not to be read on."""
-        with self.changed:
-            self.ends.remove(end)
-            if what is not None:
-                self.open[end] = what
-                while len(self.open) > self.KEPT:
-                    del self.open[next(iter(self.open))]
-            self.changed.notify_all()
+    def leave(self, at: int, what: Any) -> None:
+        """It can be gone on with there."""
+        with self.lock:
+            self.open[at] = what
+
+    def release(self) -> None:
+        """Nobody is to go on from anywhere."""
+        with self.lock:
+            self.open.clear()
 
 
 class Batches(Source):
@@ -376,23 +377,23 @@ class Batches(Source):
         return arrays
 
     def read(self, start: int, stop: int, into: Into = ()) -> Sequence[Any]:
-        found = self.passes.take(start, stop) if start else self.passes.take(None, stop)
-        left: Any = None
-        try:
-            number, iterator, rest = found or (0, self._iterate(), [])
-            at, parts = start if found else 0, []
-            while at < stop:
-                if not rest or rest[0].shape[0] == 0:
-                    rest, number = self._arrays(self._next(iterator, number, at), number, at), number + 1
-                size, before = rest[0].shape[0], max(start - at, 0)
-                end = min(size, stop - at)
-                if before < end:
-                    parts.append([a[before:end] for a in rest])
-                rest, at = [a[end:] for a in rest], at + end
-            left = (number, iterator, rest) if stop < self.count else None
-        finally:
-            self.passes.leave(stop, left)
+        found = self.passes.take(start) if start else None
+        number, iterator, rest = found or (0, self._iterate(), [])
+        at, parts = start if found else 0, []
+        while at < stop:
+            if not rest or rest[0].shape[0] == 0:
+                rest, number = self._arrays(self._next(iterator, number, at), number, at), number + 1
+            size, before = rest[0].shape[0], max(start - at, 0)
+            end = min(size, stop - at)
+            if before < end:
+                parts.append([a[before:end] for a in rest])
+            rest, at = [a[end:] for a in rest], at + end
+        if stop < self.count:
+            self.passes.leave(stop, (number, iterator, rest))
         return parts[0] if len(parts) == 1 else [np.concatenate(some) for some in zip(*parts, strict=True)]
+
+    def release(self) -> None:
+        self.passes.release()
 
     def _next(self, iterator: Iterator[Any], number: int, at: int) -> Any:
         try:

@@ -66,6 +66,12 @@ class Stream:
     def __repr__(self) -> str:
         return f"<Stream of {self.count:,} rows of {self.source.name}>"
 
+    def head(self, rows: int) -> Sequence[Any]:
+        """The first rows of each field, at most so many."""
+        found = self.source.read(0, min(rows, self.count))
+        self.source.release()
+        return found
+
     def arranged(self, arrays: Sequence[Any]) -> dict[str, Any]:
         """Arrays of the source as x, y and sample_weight, as if a user had passed them."""
         inputs = len(arrays) - self.has_y - self.has_weight
@@ -82,11 +88,14 @@ class Stream:
     def blocks(self, row_bytes: int) -> Any:
         """The borders of the blocks that are shuffled."""
         source = self.source
-        if source.borders is not None and self.block is None:
-            return np.asarray(source.borders)
         rows = self.block or -(-max(1, BLOCK // row_bytes) // source.grain) * source.grain
-        borders = np.r_[np.arange(0, source.count, rows), source.count]
-        return borders if source.borders is None else np.union1d(borders, np.asarray(source.borders))
+        if source.borders is None:
+            return np.r_[np.arange(0, source.count, rows), source.count]
+        borders = np.asarray(source.borders)
+        if self.block is None:
+            return borders
+        starts = np.unique(np.searchsorted(borders, np.arange(0, source.count, rows)))  # what is whole stays so
+        return np.r_[borders[starts[starts < len(borders) - 1]], source.count]
 
 
 def stream(
@@ -146,8 +155,8 @@ def stream(
           shuffled within windows only
         - "exact" is the permutation that the same seed gives arrays in memory: the same training bit for bit.  It takes
           8 bytes a row, and reads single rows, or where these are encoded together everything once for each window
-    block : rows of a block; None: of a table the row groups (those larger than a window are read a window at a time),
-        elsewhere 1 MiB, in whole chunks of Zarr and HDF5
+    block : rows of a block; None: 1 MiB, in whole chunks of Zarr and HDF5.  Blocks of a table are its row groups, of
+        which one that is larger than a window is read a window at a time, or several that have so many rows
     buffer : bytes of rows in memory, as they are computed with
     read_ahead : how many windows are read while one is computed with, whose memory is buffer / (1 + read_ahead)
     threads : threads that read, decode, check and convert
