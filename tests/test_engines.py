@@ -1,7 +1,7 @@
 """Engines that users have: estimators in the hands of joblib and Dask, and what is sent to their workers.
 
-What estimators need besides is in test_estimator_conformance.py.  The recipes of Ray, Optuna, joblib and Dask run as pages
-do, in test_docs.py.
+What estimators need besides is in test_estimator_conformance.py.  The recipes of Ray, Optuna, joblib and Dask run as
+pages do, in test_docs.py.
 """
 
 import pickle
