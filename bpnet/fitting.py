@@ -140,8 +140,8 @@ class Training:
         with engine.looking():
             data = sample_of(*same)
         given = {
-            "the number of rows": self.rows,
-            "the number of rows for validation": self.rows_held_out,
+            "the number of rows": sum(self.rows),
+            "the number of rows for validation": sum(self.rows_held_out),
             "the data": data,
             "the number of parameters": engine.layout.size,
             **{name: getattr(trainer, name) for name in ("seed", "clip_norm", "micro_batch", "step_count")},

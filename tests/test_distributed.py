@@ -403,7 +403,15 @@ def test_other_arguments_than_those_of_the_first_rank_are_an_error() -> None:
     def values(ranks: Any) -> None:
         bp.Trainer(LINE, "cross_entropy", distributed=ranks).fit(x + ranks.rank, y, progress=False)
 
-    for work, text in ((other, "batch_size"), (fewer, "number of rows"), (values, "the data")):
+    own = "the same; for rows of its own see rows='own' of the options)"
+    for work, text in (
+        (other, "batch_size differs between rank 0 and rank 1: 20 on rank 0, but 21 on rank 1 (every rank is"),
+        (
+            fewer,
+            f"rows differs between rank 0 and rank 1: 90 on rank 0, but 89 on rank 1 (every rank is to be given {own}",
+        ),
+        (values, f"the data differs between rank 0 and rank 1 (every rank is to be given {own}"),
+    ):
         found = threads(2, raised(work))
         assert found[0] == found[1]
         assert found[0][0] is OptionError

@@ -379,7 +379,7 @@ def command():
 def test_the_commands_stream_and_say_so(path, command):
     result = command.ok("train", path, "-t", "kind", "--drop", "delay", "--stream", *SMALL)
     assert re.search(
-        r"1,\d\d\d rows to train on, \d+ held out; 3 classes; .*; streamed, as all rows would take", result.out
+        r"1,\d\d\d rows to train on, \d+ held out; 3 classes; .*; streamed: in memory all rows would take", result.out
     )
     assert "Confusion matrix" in result.out
     held_out = int(re.search(r"([\d,]+) held out", result.out)[1])

@@ -472,15 +472,18 @@ def test_what_can_be_no_stream(tmp_path: Path) -> None:
     x, y, w = data()
     (tmp_path / "empty").mkdir()
     (tmp_path / "no.npy").write_bytes(b"hello")
+    (tmp_path / "a.csv").write_bytes(b"a,y\n1,2\n")
+    again = iter([(x, y)] * 2)
     np.save(tmp_path / "objects.npy", np.array([{}, {}]), allow_pickle=True)
     errors = bp.errors
     cases: list[tuple[Callable[[], Any], type[Exception], str]] = [
         (lambda: bp.data.stream(7), errors.ArgumentError, "x is of type int; expected a path, an array, or an object"),
         (lambda: bp.data.stream(tmp_path / "a.npy"), errors.NoSuchPathError, "a.npy, which is not there"),
         (lambda: bp.data.stream(tmp_path / "a.h5"), errors.NoSuchPathError, "a.h5, which is not there"),
-        (lambda: bp.data.stream(tmp_path / "a.parquet"), errors.NoSuchPathError, "a.parquet can't be read"),
+        (lambda: bp.data.stream(tmp_path / "a.parquet"), errors.NoSuchPathError, "a.parquet, which is not there"),
         (lambda: bp.data.stream(tmp_path / "empty"), errors.PathError, "a folder without files of rows"),
         (lambda: bp.data.stream(tmp_path / "no.npy"), errors.FileFormatError, "no.npy is not a .npy file, or is dam"),
+        (lambda: bp.data.stream(tmp_path / "a.csv"), errors.FileFormatError, r"x is .*a.csv; expected .npy, a t"),
         (lambda: bp.data.stream(tmp_path / "objects.npy"), errors.DTypeError, "holds Python objects"),
         (lambda: bp.data.stream(x[:0]), errors.DataError, "x has no rows"),
         (lambda: bp.data.stream(x, y[:9]), errors.ShapeError, "x has 700 rows, but y has 9"),
@@ -494,7 +497,9 @@ def test_what_can_be_no_stream(tmp_path: Path) -> None:
         (lambda: bp.data.stream(lambda: 3), errors.ArgumentError, "x gave something of type int; expected an iterator"),
         (lambda: bp.data.stream(lambda: [(x, y), (x, y[:5])]), errors.ShapeError, "batch 1 of x, from row 700 on,"),
         (lambda: bp.data.stream(lambda: [(x, y), (x[:, :2], y)]), errors.ShapeError, r"has rows of \(2,\), \(\), but"),
-        (lambda: fitted(bp.data.stream(x)), errors.ArgumentError, "x is a stream without targets"),
+        (lambda: fitted(bp.data.stream(lambda: again, count=700)), errors.DataError, "is to begin anew and give"),
+        (lambda: fitted(bp.data.stream(x)), errors.ArgumentError, "x is a stream without targets: pass them as y"),
+        (lambda: fitted(bp.data.stream(lambda: [x])), errors.ArgumentError, "without targets: let each batch be"),
         (lambda: fitted(bp.data.stream(x, y), y), errors.ArgumentError, "x is a stream, and y is given too"),
         (lambda: fitted(x), errors.ArrayMismatchError, "y is None"),
         (lambda: fitted(bp.data.stream(x, y), validation=(x,)), errors.ShapeError, "validation has 1 part"),
@@ -507,8 +512,25 @@ def test_what_can_be_no_stream(tmp_path: Path) -> None:
     table = pa.table({"a": x[:, 0], "text": ["b"] * ROWS, "y": y})
     with pytest.raises(errors.UnknownNameError, match="unknown column of the table 'why': known are a, text, y"):
         bp.data.stream(table, "why")
+    with pytest.raises(errors.ArgumentError, match="without targets: pass the name of their column as y"):
+        fitted(bp.data.stream(table.select(["a"])))
     with pytest.raises(errors.DTypeError, match=r"column 'text' of the table holds string values; expected num"):
         bp.data.stream(table, "y")
+
+
+def test_tables_without_pyarrow_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file and a folder of them, while a folder of arrays needs nothing."""
+    x, y, _ = data()
+    for folder, name in (("tables", "a.parquet"), ("arrays", "a.npy")):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "a.npy", x)
+        (tmp_path / folder / "a.npy").rename(tmp_path / folder / name)
+    monkeypatch.setitem(sys.modules, "bpnet.data.streams.arrow", None)
+    monkeypatch.delattr("bpnet.data.streams.arrow", raising=False)
+    for path in ("tables", "tables/a.parquet"):
+        with pytest.raises(bp.errors.MissingExtraError, match=rf"{path} needs pyarrow: pip install 'bpnet-xp\[stream"):
+            bp.data.stream(tmp_path / path, "y")
+    assert bp.data.stream(tmp_path / "arrays", y).count == len(x)
 
 
 # ---- memory, threads, devices ---------------------------------------------------------------------------------------

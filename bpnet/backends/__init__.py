@@ -130,6 +130,8 @@ def _find(array: Array, name: str) -> Backend:
     for library in ("torch", "jax", "cupy"):
         if getattr(array_api_compat, f"is_{library}_array")(array):
             return get(library)
+    if array is None:
+        raise ArrayMismatchError(f"{name} is None; expected an array")
     if not array_api_compat.is_array_api_obj(array):
         known = [f"{name}.{method}()" for method in ("to_numpy", "toarray") if hasattr(array, method)]
         hint = known[0] if known else f"numpy.asarray({name})"

@@ -31,7 +31,7 @@ from bpnet.cli.reporting import check_report, figures_of, lines_of
 from bpnet.cli.searching import best_of, check_search, find_options
 from bpnet.cli.streamed import file_of, in_bytes, judged, prepared, unfit
 from bpnet.cli.terminal import JSON, AsJSON, Data, device_of
-from bpnet.errors import BpnetError, DivergedError, OptionError, PathError, plural
+from bpnet.errors import BpnetError, DivergedError, OptionError, PathError, RankError, plural
 from bpnet.files.folder import Folder
 from bpnet.options import choice
 from bpnet.tabular.files import TableFile
@@ -252,6 +252,8 @@ def train(
         if not problems and not result["interrupted"] and class_weight is None:
             warn_of_useless(training.model, result, training.judged_y)
         if problems:
+            if isinstance(problems[0], RankError) and "checkpoint" in result:
+                outcome += f"; --resume goes on from {result['checkpoint']}"
             terminal.warn(f"{problems[0]}. {outcome}")
             raise typer.Exit(2)
         if result["interrupted"]:
@@ -297,7 +299,7 @@ def announce(
     wide = f", in float64 because of {training.wide}" if training.wide else ""
     size = plural(trials, "trial") if trials else plural(trainer.layout.size, "parameter")
     several = f", by {processes} processes" if processes > 1 else ""
-    streamed = "" if file is None else f"; streamed, as all rows would take {in_bytes(file.size)} or more"
+    streamed = "" if file is None else f"; streamed: in memory all rows would take {in_bytes(file.size)} or more"
     terminal.show(
         f"{dataset.name}: {plural(len(training.rows), 'row')} to train on, {len(training.held_out):,} held out; "
         f"{subject}; {size}; {where['backend']} on {where['device']}{several}{wide}{streamed}"

@@ -25,8 +25,10 @@ def check_same(ranks: Communicator, given: Mapping[str, Any]) -> None:
     for rank, other in enumerate(others, 1):
         for name, value in first.items():
             if other.get(name) != value:
-                hint = "every rank is to be given the same; for rows of its own see rows='own' of the options"
-                shown = "" if name == "the data" else f": {value} there, but {other.get(name)}"
+                hint = "every rank is to be given the same"
+                if name.startswith(("the data", "the number of rows")):
+                    hint += "; for rows of its own see rows='own' of the options"
+                shown = "" if name == "the data" else f": {value} on rank 0, but {other.get(name)} on rank {rank}"
                 raise on_all_ranks(OptionError(f"{name} differs between rank 0 and rank {rank}{shown} ({hint})"))
 
 

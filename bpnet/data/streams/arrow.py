@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import dataset, ipc, parquet
 
 from bpnet.data.streams.sources import CHUNK, Field, FileState, Into, Passes, Source
-from bpnet.errors import DataError, DTypeError, FileFormatError, ShapeError, path_error
+from bpnet.errors import DataError, DTypeError, FileFormatError, NoSuchPathError, ShapeError, path_error
 
 BUFFERED = 2**14
 """Bytes of a column that are read from a Parquet file at a time; of pages that are smaller Arrow's buffer keeps all."""
@@ -208,6 +208,8 @@ class TableRows(Source):
     Values that are missing are NaN.
     """
 
+    targets = "pass the name of their column as y to bp.data.stream"
+
     def __init__(self, table: Table, groups: Sequence[str | Sequence[str]]) -> None:
         names = list(dict.fromkeys(n for group in groups for n in ([group] if isinstance(group, str) else group)))
         self.table, self.name, self.count = table.select(names), table.name, table.count
@@ -324,6 +326,8 @@ def _file(path: str) -> Table:
 def _opened(path: str, metadata: Any = None) -> Any:
     try:
         return parquet.ParquetFile(path, metadata=metadata, buffer_size=BUFFERED, pre_buffer=False)
+    except FileNotFoundError:
+        raise NoSuchPathError(f"x is the path {path}, which is not there") from None
     except OSError as error:
         raise path_error(f"{path} can't be read", error) from error
     except pa.ArrowException as error:
@@ -333,6 +337,8 @@ def _opened(path: str, metadata: Any = None) -> Any:
 def _source(path: str) -> Any:
     try:
         return pa.OSFile(path, "rb")
+    except FileNotFoundError:
+        raise NoSuchPathError(f"x is the path {path}, which is not there") from None
     except OSError as error:
         raise path_error(f"{path} can't be read", error) from error
 

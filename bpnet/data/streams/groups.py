@@ -26,7 +26,7 @@ def opened(path: str) -> Any:
         try:
             return h5py.File(path, "r")
         except FileNotFoundError:
-            raise NoSuchPathError(f"x is {path}, which is not there") from None
+            raise NoSuchPathError(f"x is the path {path}, which is not there") from None
         except OSError as error:  # what HDF5 says of a file that is none, or has been cut off
             raise path_error(f"{path} can't be read as HDF5 ({error})", error) from error
     if path.rstrip("/").endswith(".zarr"):
@@ -35,7 +35,7 @@ def opened(path: str) -> Any:
         except ImportError as error:
             raise MissingPackageError(f"a stream of {path}", "zarr") from error
         if not os.path.exists(path):
-            raise NoSuchPathError(f"x is {path}, which is not there")
+            raise NoSuchPathError(f"x is the path {path}, which is not there")
         try:
             return zarr.open(path, mode="r")
         except Exception as error:  # each version has errors of its own

@@ -31,7 +31,7 @@ def prepare_stream(
     (x_name, stream), *targets = given.items()
     assert isinstance(stream, Stream)
     if targets and not stream.has_y:
-        raise ArgumentError(f"{x_name} is a stream without targets: pass them as y to bp.data.stream")
+        raise ArgumentError(f"{x_name} is a stream without targets: {stream.source.targets}")
     head = stream.arranged(stream.head(1))
     head["x"] = _as_type(head["x"], stream.dtype)
     if not targets:

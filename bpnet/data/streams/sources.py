@@ -50,6 +50,7 @@ class Source:
     grain : rows that are best read together, such as those of a chunk
     constant : whether every reading gives the same, so that it can be kept, and rows can be read in any order
     name : what errors call it
+    targets : how it is given targets where it has none
     """
 
     count: int
@@ -58,6 +59,7 @@ class Source:
     grain: int = 1
     constant: bool = True
     name: str = "the source"
+    targets: str = "pass them as y to bp.data.stream"
 
     def read(self, start: int, stop: int, into: Into = ()) -> Sequence[Any]:
         """Rows start ... stop - 1 of each field, at least one of them.
@@ -308,6 +310,7 @@ class Batches(Source):
     """An iterable of batches, or a function that gives an iterator of them: read from its start, again and again."""
 
     constant = False
+    targets = "let each batch be (x, y)"
 
     def __init__(self, what: str, batches: Any, count: int | None) -> None:
         self.name, self.batches = what, batches
@@ -399,7 +402,10 @@ class Batches(Source):
         try:
             return next(iterator)
         except StopIteration:
-            raise DataError(f"{self.name} ended after {plural(at, 'row')}; expected {self.count:,}") from None
+            raise DataError(
+                f"{self.name} ended after {plural(at, 'row')}; expected {self.count:,}: every pass, of which an "
+                "epoch may be several, is to begin anew and give all rows, as many as count says"
+            ) from None
 
 
 def as_numpy(value: Any, what: str) -> Any:

@@ -11,6 +11,7 @@ from bpnet.data.streams.raw import mapped, npy, npy_folder
 from bpnet.data.streams.sources import Batches, Joined, Slices, Source
 from bpnet.errors import (
     ArgumentError,
+    FileFormatError,
     MissingExtraError,
     NoSuchPathError,
     OptionError,
@@ -215,10 +216,15 @@ def _table(x: Any) -> Any:
     try:
         from bpnet.data.streams import arrow
     except ImportError as error:
-        if path is None or not path.endswith(TABLES):
+        if path is None or not (path.endswith(TABLES) or _holds_tables(path)):
             return None
         raise MissingExtraError(f"a stream of {path}", "pyarrow", "stream") from error
     return arrow.table_of(x if path is None else path, "the table" if path is None else path)
+
+
+def _holds_tables(path: str) -> bool:
+    """Whether there are tables in the folder at `path`, or in a folder of it."""
+    return any(name.endswith(TABLES) for *_, files in os.walk(path) for name in files)
 
 
 def _of_table(table: Any, y: Any, sample_weight: Any, columns: Any, options: dict[str, Any]) -> Stream:
@@ -269,5 +275,13 @@ def _of_path(path: str, what: str) -> Source:
             return npy_folder(path, names)
         raise PathError(f"{what} is {path}, a folder without files of rows: .npy, .parquet or .arrow")
     if not os.path.exists(path):
-        raise NoSuchPathError(f"{what} is {path}, which is not there")
-    return npy(path)
+        raise NoSuchPathError(f"{what} is the path {path}, which is not there")
+    try:
+        return npy(path)
+    except FileFormatError as error:
+        if path.endswith(".npy"):
+            raise
+        raise FileFormatError(
+            f"{what} is {path}; expected .npy, a table in .parquet or .arrow, a folder of these, .zarr or .h5 (of "
+            "text, such as .csv, pyarrow or polars makes a Parquet file)"
+        ) from error
