@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from support.world import World
 
 import bpnet as bp
 from bpnet.data.streams.order import Shuffled, cuts_of
+from bpnet.data.streams.reading import Reader
 
 ROWS = 700
 SMALL = {"buffer": 2**13, "block": 30}
@@ -502,6 +503,7 @@ def test_what_can_be_no_stream(tmp_path: Path) -> None:
         (lambda: fitted(bp.data.stream(lambda: [x])), errors.ArgumentError, "without targets: let each batch be"),
         (lambda: fitted(bp.data.stream(x, y), y), errors.ArgumentError, "x is a stream, and y is given too"),
         (lambda: fitted(x), errors.ArrayMismatchError, "y is None"),
+        (lambda: fitted("x.npy", y), errors.ArrayMismatchError, "x is 'x.npy'; expected an array, or a stream of the"),
         (lambda: fitted(bp.data.stream(x, y), validation=(x,)), errors.ShapeError, "validation has 1 part"),
         (lambda: fitted(bp.data.stream(x, w)), errors.DTypeError, "y holds float32 values, but labels are"),
     ]
@@ -531,6 +533,47 @@ def test_tables_without_pyarrow_say_what_to_install(tmp_path: Path, monkeypatch:
         with pytest.raises(bp.errors.MissingExtraError, match=rf"{path} needs pyarrow: pip install 'bpnet-xp\[stream"):
             bp.data.stream(tmp_path / path, "y")
     assert bp.data.stream(tmp_path / "arrays", y).count == len(x)
+
+
+def test_an_end_waits_for_one_batch_but_not_for_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of batches that may come slowly, as from a database; also where a thread that reads is the one to end it.
+
+    That is what happens when an error has left a training, and its garbage is collected in that thread.
+    """
+    x, y, _ = data()
+    begun: list[Any] = []
+    given: list[int] = []
+    errors: list[Exception] = []
+    stepping, closed = threading.Event(), threading.Event()
+    windows = Reader.windows
+    monkeypatch.setattr(Reader, "windows", lambda *given: begun.append(windows(*given)) or begun[-1])
+
+    def slow() -> Iterator[Any]:
+        for at in range(ROWS):
+            given.append(at)
+            if at == 400:  # of the second window, while the first is computed with
+                stepping.wait(60)
+                try:
+                    begun[0].close()
+                except Exception as error:
+                    errors.append(error)
+                closed.set()
+            yield x[at : at + 1], y[at : at + 1]
+
+    class Waits(bp.Callback):
+        def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+            stepping.set()
+            closed.wait(60)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fitted(bp.data.stream(slow, count=ROWS, buffer=2**14), callbacks=[Waits()])
+    assert closed.is_set()
+    assert not errors
+    for thread in threading.enumerate():
+        if thread.name.startswith("bpnet-stream"):
+            thread.join(60)
+    assert max(given) == 400, "no batch of the second window but the one that was being read"
 
 
 # ---- memory, threads, devices ---------------------------------------------------------------------------------------

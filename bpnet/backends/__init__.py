@@ -5,6 +5,7 @@ of its own that follows the Array API standard works through the defaults of `Ba
 """
 
 import importlib
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -132,6 +133,8 @@ def _find(array: Array, name: str) -> Backend:
             return get(library)
     if array is None:
         raise ArrayMismatchError(f"{name} is None; expected an array")
+    if isinstance(array, str | os.PathLike):
+        raise ArrayMismatchError(f"{name} is {array!r}; expected an array, or a stream of the file: bp.data.stream")
     if not array_api_compat.is_array_api_obj(array):
         known = [f"{name}.{method}()" for method in ("to_numpy", "toarray") if hasattr(array, method)]
         hint = known[0] if known else f"numpy.asarray({name})"

@@ -11,7 +11,7 @@ import numpy as np
 
 from bpnet.data.streams.conversion import Conversion
 from bpnet.data.streams.order import Order, Window, cuts_of
-from bpnet.data.streams.sources import CHUNK
+from bpnet.data.streams.sources import CHUNK, ends_with, is_of, still_wanted
 from bpnet.data.streams.stream import Stream
 from bpnet.errors import DataError
 
@@ -56,7 +56,8 @@ class Reader:
             slots, self.free = [slot for slot in self.free if slot.rows == order.capacity], []
         while len(slots) < min(1 + self.stream.read_ahead, -(-len(order) // order.capacity) or 1):
             slots.append(Slot(self.convert.templates, order.capacity))
-        pool, ends = ThreadPoolExecutor(self.stream.threads, "bpnet-stream"), dict[int, Future[Any]]()
+        ended, ends = threading.Event(), dict[int, Future[Any]]()
+        pool = ThreadPoolExecutor(self.stream.threads, "bpnet-stream", ends_with, (ended,))
         try:
             todo = order.windows()
             pending = deque(self._begun(pool, window, slot, ends) for slot, window in zip(slots, todo, strict=False))
@@ -67,10 +68,12 @@ class Reader:
                 yield window, slot
                 pending.extend(self._begun(pool, window, slot, ends) for window in islice(todo, 1))
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            ended.set()
+            own = is_of(ended)  # where an error has left this generator, and one of its threads collects the garbage
+            pool.shutdown(wait=not own, cancel_futures=True)
             self.source.release()
             with self.lock:
-                self.free = slots
+                self.free = [] if own else slots
 
     def all(self) -> Slot:
         """All rows in memory, as they lie."""
@@ -78,11 +81,13 @@ class Reader:
             if self.whole is None:
                 slot = Slot(self.convert.templates, self.source.count)
                 (window,) = Order(cuts_of(slot.rows, slot.rows), 1).windows()
-                pool = ThreadPoolExecutor(self.stream.threads, "bpnet-stream")
+                ended = threading.Event()
+                pool = ThreadPoolExecutor(self.stream.threads, "bpnet-stream", ends_with, (ended,))
                 try:
                     for future in self._begun(pool, window, slot, {})[2]:
                         future.result()
                 finally:
+                    ended.set()
                     pool.shutdown(wait=True, cancel_futures=True)
                     self.source.release()
                 self.whole = slot
@@ -136,6 +141,7 @@ class Reader:
                 if len(pieces) == 1 or rows > self.chunk or rows * self.row_bytes >= SMALL * len(pieces):
                     for start, stop in pieces:
                         for first in range(start, stop, self.chunk):
+                            still_wanted()
                             last = min(first + self.chunk, stop)
                             into = self._into(slot, at, last - first)
                             self._store(slot, at, self.source.read(first, last, into), range(first, last))

@@ -93,6 +93,30 @@ def bytes_per_row(fields: Sequence[Field]) -> int:
     return max(1, sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in fields))
 
 
+class Ended(Exception):
+    """Nobody waits any longer for what a thread reads."""
+
+
+_here = threading.local()
+
+
+def ends_with(ended: threading.Event) -> None:
+    """Let this thread read until that is set."""
+    _here.ended = ended
+
+
+def is_of(ended: threading.Event) -> bool:
+    """Whether this is a thread that reads until that is set."""
+    return getattr(_here, "ended", None) is ended
+
+
+def still_wanted() -> None:
+    """Raise Ended in a thread that is to read no more: called wherever reading may have taken long."""
+    ended = getattr(_here, "ended", None)
+    if ended is not None and ended.is_set():
+        raise Ended
+
+
 def gather(source: Source, rows: Any, gap: int = 64) -> list[Any]:
     """See `Source.gather`; what is at most `gap` rows apart is read in one, with what is between."""
     found = [np.empty((len(rows), *shape), dtype) for shape, dtype in source.fields]
@@ -384,6 +408,7 @@ class Batches(Source):
         number, iterator, rest = found or (0, self._iterate(), [])
         at, parts = start if found else 0, []
         while at < stop:
+            still_wanted()
             if not rest or rest[0].shape[0] == 0:
                 rest, number = self._arrays(self._next(iterator, number, at), number, at), number + 1
             size, before = rest[0].shape[0], max(start - at, 0)
