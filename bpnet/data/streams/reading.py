@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -107,9 +107,13 @@ class Reader:
         return window, slot, futures
 
     def _scattered(self, numbers: Any) -> Iterator[tuple[int, Any]]:
-        """(place in the window, numbers of rows) of what one thread gathers."""
-        for start in range(0, len(numbers), self.chunk):
-            yield start, numbers[start : start + self.chunk]
+        """(place in the window, numbers of rows) of what one thread gathers: a chunk, or what borders hold."""
+        cuts: Any = range(self.chunk, len(numbers), self.chunk)
+        if self.source.borders is not None:
+            cuts = np.flatnonzero(np.diff(np.searchsorted(self.source.borders, numbers, "right"))) + 1
+        for start, stop in pairwise((0, *cuts, len(numbers))):
+            if start < stop:
+                yield start, numbers[start:stop]
 
     def _tasks(self, pieces: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Any]]:
         """(place in the window, pieces) of what one thread reads without a break: a chunk, or what borders hold."""
@@ -142,12 +146,27 @@ class Reader:
                             at += last - first
                     return
                 pieces = np.concatenate([np.arange(*piece) for piece in pieces])
+            elif self.source.borders is not None:
+                self._sweep(slot, at, pieces)
+                return
             if (np.diff(pieces) > 0).all():
                 found = self.source.gather(pieces)
             else:
                 numbers, back = np.unique(pieces, return_inverse=True)
                 found = [a[back] for a in self.source.gather(numbers)]
             self._store(slot, at, found, pieces)
+
+    def _sweep(self, slot: Slot, at: int, numbers: Any) -> None:
+        """Rows between two borders, of which all are read up to the second one: so nobody has to go on from there."""
+        borders = np.asarray(self.source.borders)
+        last = int(borders[np.searchsorted(borders, numbers[-1], "right")])
+        for start in range(int(numbers[0]), last, self.chunk):
+            stop = min(start + self.chunk, last)
+            arrays = self.source.read(start, stop)
+            here = numbers[slice(*np.searchsorted(numbers, (start, stop)))]
+            if len(here):
+                self._store(slot, at, [a[here - start] for a in arrays], here)
+            at += len(here)
 
     def _into(self, slot: Slot, at: int, rows: int) -> list[Any]:
         """For each field the part of the slot's array that it can be read into, or None."""
