@@ -266,7 +266,7 @@ class Engine:
             "repeated, so a callback may have changed it; all is as it was before the epoch, or where it was resumed: "
             f"before step {self.count + 1}"
         )
-        raise on_all_ranks(error)
+        raise on_all_ranks(error, self.ranks)
 
     def check_callbacks(self, before: Any) -> None:
         """Raise where callbacks have put NaN into the state that was `before`, and go back to that."""
@@ -290,7 +290,7 @@ class Engine:
             if self.ranked is not None:
                 batch = self.ranked.whole_batch()
             error = self.diagnosis.diverged(self.state.now, left, value, batch, self.values(left[1] - 1))
-        return on_all_ranks(error)
+        return on_all_ranks(error, self.ranks)
 
     def not_a_number(self, what: str, x: Input | None) -> DivergedError:
         """The error that says where the NaN comes from that rows of x gave, or would give."""

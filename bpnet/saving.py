@@ -81,6 +81,10 @@ class Stopping:
             if isinstance(error, Exit) and self.ranks.rank == 0:
                 error.tell()
 
+    def given(self) -> dict[str, Any]:
+        """What all ranks must have been given alike, by name."""
+        return {"checkpoint": None, "every": None}
+
     def open(self) -> None:
         """Begin."""
 
@@ -123,7 +127,7 @@ class Stopping:
             try:
                 self.signals.hand_on(text)
             except BaseException as ended:
-                on_all_ranks(ended)
+                on_all_ranks(ended, self.ranks)
                 raise
 
 
@@ -143,6 +147,9 @@ class Saving(Stopping):
         """The loss of the best epoch, as `best.safetensors` has it."""
         self.sample = ""
         """A hash of some rows, by which other data are noticed."""
+
+    def given(self) -> dict[str, Any]:
+        return {"checkpoint": "given", "every": self.every}
 
     def open(self) -> None:
         by_first(self.ranks, self._lock)
@@ -246,7 +253,7 @@ class Saving(Stopping):
                 f"{'; '.join(differences)}: resume with the same data and options, or choose another folder for "
                 "checkpoints"
             )
-            raise on_all_ranks(error)
+            raise on_all_ranks(error, self.ranks)
         if kept["sample"] != self.sample:
             warnings.warn(
                 f"the training in {self.folder.path} was begun with other data, or with the same rows in another "

@@ -306,35 +306,34 @@ class Trainer(HasState):
         which alone writes checkpoints too, and any rank may stop all.  What one raises alone, such as an error in a
         callback, ends the others by RankError.
         """
+
+        def begun() -> tuple[int, Engine, Loader, Loader | None, dict[str, Any]]:
+            """How many epochs; the engine, which may be new; data to train on and for validation; the other options."""
+            count, more = whole("epochs", epochs, 1), dict[str, Any](batch_size=whole("batch_size", batch_size, 1))
+            more["saving"] = saving = checked_saving(checkpoint, every, keep, resume)
+            more["shuffle"] = shuffle if callable(shuffle) else flag("shuffle", shuffle)
+            shown = redraws(default_stream()) if progress is None else flag("progress", progress)
+            more |= {"drop_last": flag("drop_last", drop_last), "listeners": check_callbacks(callbacks)}
+            if shown and not any(isinstance(listener, Progress) for listener in more["listeners"]):
+                more["listeners"].insert(0, Progress())
+            if shown and saving is not None and saving.resume:
+                more["listeners"].insert(0, Resumed(saving.folder.path))
+            given, other = named(x, y, sample_weight), None if validation is None else validation_data(validation)
+            data = self._prepare(given)
+            held_out = None if other is None else self._prepare(other, Expected(data.layout, data.like, "x"))
+            more["metrics"] = check_metrics(metrics, self.loss, data.layout.out_shape)
+            return count, self._engine or self._start(data), data, held_out, more
+
         ranks = self.communicator or Communicator()
         with failing(ranks):
-            epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
-            saving = checked_saving(checkpoint, every, keep, resume)
-            shuffle = shuffle if callable(shuffle) else flag("shuffle", shuffle)
-            progress = redraws(default_stream()) if progress is None else flag("progress", progress)
-            more: dict[str, Any] = {"shuffle": shuffle, "drop_last": flag("drop_last", drop_last), "saving": saving}
-            more |= {"listeners": check_callbacks(callbacks), "batch_size": batch_size}
-            given = named(x, y, sample_weight), None if validation is None else validation_data(validation)
-            engine, data, held_out = agreed(ranks, self._begun, *given)
-            more["metrics"] = check_metrics(metrics, self.loss, data.layout.out_shape)
+            epochs, engine, data, held_out, more = agreed(ranks, begun)
             with engine.session(data.count):
                 data = data.cached()
                 held_out = None if held_out is None else held_out.cached()
-            if progress and not any(isinstance(listener, Progress) for listener in more["listeners"]):
-                more["listeners"].insert(0, Progress())
-            if progress and saving is not None and saving.resume:
-                more["listeners"].insert(0, Resumed(saving.folder.path))
             training = Training(self, engine, data, held_out, **more)
             engine.set_epoch(training.steps)
             training.run(epochs)
         return self.history
-
-    def _begun(self, given: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> tuple[Engine, Loader, Any]:
-        """The engine, which may be new, and data to train on and for validation."""
-        data, other = self._prepare(given), None
-        if held_out is not None:
-            other = self._prepare(held_out, Expected(data.layout, data.like, "x"))
-        return self._engine or self._start(data), data, other
 
     # ---- use ----------------------------------------------------------------------------------------------------
 

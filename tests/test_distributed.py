@@ -403,12 +403,47 @@ def test_other_arguments_than_those_of_the_first_rank_are_an_error() -> None:
     def values(ranks: Any) -> None:
         bp.Trainer(LINE, "cross_entropy", distributed=ranks).fit(x + ranks.rank, y, progress=False)
 
-    for work, text in ((other, "batch_size"), (fewer, "number of rows"), (values, "the data")):
+    def rate(ranks: Any) -> None:
+        bp.Trainer(LINE, "cross_entropy", bp.Adam(0.1 + ranks.rank), distributed=ranks).fit(x, y, progress=False)
+
+    def order(ranks: Any) -> None:
+        simple(ranks, shuffle=ranks.rank == 0)
+
+    different = (other, "batch_size"), (fewer, "number of rows"), (values, "the data"), (rate, "optimizer")
+    for work, text in (*different, (order, "shuffle differs between rank 0 and rank 1: True there, but False")):
         found = threads(2, raised(work))
         assert found[0] == found[1]
         assert found[0][0] is OptionError
         assert text in found[0][1]
         assert found[0][2]
+
+
+def test_after_a_wrong_argument_they_can_go_on() -> None:
+    """Which all have passed, so that nobody has failed alone."""
+
+    def work(ranks: Any) -> int:
+        trainer = simple(ranks)
+        for name, value in {"epochs": 0, "metrics": ["nonsense"], "callbacks": [3], "checkpoint": 3}.items():
+            error, _, on_all_ranks = raised(lambda ranks, wrong={name: value}: simple(ranks, **wrong))(ranks)
+            assert issubclass(error, bp.errors.BpnetError)
+            assert on_all_ranks
+        assert raised(lambda ranks: simple(ranks, batch_size=1))(ranks)[0] is OptionError
+        trainer.fit(*data()[:2], progress=False)
+        return trainer.step_count
+
+    assert threads(2, work, rows="own") == [3 * 9 + 1] * 2
+
+
+def test_what_one_rank_trains_beside_it_fails_alone() -> None:
+    """So its error is not taken for that of all, which one of the others would show."""
+
+    def beside(trainer: bp.Trainer) -> None:
+        x = data()[0]
+        bp.Trainer(bp.Dense(3), "mse", bp.SGD(1e300)).fit(x, x[:, :3], epochs=3, progress=False)
+
+    found = threads(2, raised(lambda ranks: simple(ranks, [Act(1, beside)])))
+    assert [error for error, *_ in found] == [RankError, DivergedError]
+    assert not found[1][2]
 
 
 def test_an_error_in_one_ranks_rows_is_that_of_all() -> None:

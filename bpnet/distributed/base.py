@@ -147,9 +147,13 @@ def check_distributed(value: Any) -> Options | None:
     return options
 
 
-def on_all_ranks(error: E) -> E:
-    """The error, marked as one that all ranks raise: the communicator is still good, and one of them may print it."""
-    error.on_all_ranks = True  # type: ignore[attr-defined]
+def on_all_ranks(error: E, ranks: Communicator | None = None) -> E:
+    """The error, marked as one that all ranks raise: the communicator is still good, and one of them may print it.
+
+    Not where `ranks`, those of the training that raises it, are one alone: what trains beside it is not told.
+    """
+    if ranks is None or not ranks.alone:
+        error.on_all_ranks = True  # type: ignore[attr-defined]
     return error
 
 
@@ -181,21 +185,23 @@ def agreed(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
     result: Any
     result, error = _tried(function, *args)
-    errors = ranks.all_gather(_sendable(error))
+    own = _sendable(error)
+    errors = ranks.all_gather(own)
     for rank, found in enumerate(errors):
         if found is not None:
             if None in errors:
                 text, found = str(found), copy(found)  # which ranks that are threads have in common
                 found.args = (f"{text} (on rank {rank})",)
-            raise on_all_ranks(found if error is None or str(found) != str(error) else error)
+            raise on_all_ranks(found if error is None or str(found) != str(own) else error)
     return result  # type: ignore[no-any-return]
 
 
 def raise_first(ranks: Communicator | None, error: Exception | None) -> None:
     """Raise on all ranks the error of the first that has one; None: there are no others."""
-    for found in [error] if ranks is None else ranks.all_gather(_sendable(error)):
+    ranks = ranks or Communicator()
+    for found in ranks.all_gather(_sendable(error)):
         if found is not None:
-            raise on_all_ranks(found)
+            raise on_all_ranks(found, ranks)
 
 
 def by_first(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
@@ -203,7 +209,7 @@ def by_first(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
     result, error = _tried(function, *args) if ranks.rank == 0 else (None, None)
     result, found = ranks.broadcast((result, _sendable(error)))
     if found is not None:
-        raise on_all_ranks(found if error is None else error)
+        raise on_all_ranks(found if error is None else error, ranks)
     return result  # type: ignore[no-any-return]
 
 
