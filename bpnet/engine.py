@@ -362,6 +362,7 @@ class Engine:
             if check:
                 self.check_nan()
             for x, *_ in data.batches(size):
+                self.ranks.beat()
                 result, total = self.forward(self.outputs, x)
                 if data.streams and results:  # while this one is computed
                     results[-1] = to_host(results[-1])
@@ -408,6 +409,7 @@ class Engine:
                 batches, count, weight, gather = made(ranks, data, size)
             total = self.loss.total(weight)
             for x, y, of_rows, _ in map(partial(taken, backend), batches()):
+                self.ranks.beat()
                 *numbers, statistics = self.forward(function, x, y, of_rows, total)
                 found.append(numbers)
                 collected.add(statistics)

@@ -13,7 +13,7 @@ from bpnet.backends.interrupts import current
 from bpnet.callbacks.base import Callback, end, needs_each_step
 from bpnet.data.loader import Loader, parts
 from bpnet.distributed.agreeing import check_same, same_state, warn_of_drift
-from bpnet.distributed.base import agreed, on_all_ranks
+from bpnet.distributed.base import LONG, agreed, on_all_ranks, tell
 from bpnet.divergence import is_finite_step, what_was_kept
 from bpnet.engine import Engine
 from bpnet.errors import DivergedError, OptionError
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 OF_TRAINER = "loss", "optimizer", "seed", "clip_norm", "penalties", "micro_batch", "step_count", "lr_scale"
 """What of a trainer all ranks must have alike; values that are drawn by each rank for itself are easily others."""
-LONG = 600.0
-"""Seconds that what is done now and then may take before a rank counts as one that hangs."""
 LEAST_EVALUATED = 8192
 """Rows that are evaluated at a time, where batches are smaller."""
 
@@ -126,6 +124,7 @@ class Training:
                 self._epoch(last)
                 ended = trainer.stop
         except BaseException as error:
+            tell(ranks, error)  # before callbacks do what may take long
             end(begun, trainer, error)
             raise
         finally:

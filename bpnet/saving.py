@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bpnet.callbacks.base import Callback, Record
 from bpnet.data.loader import Loader
-from bpnet.distributed.base import Communicator, by_first, on_all_ranks
+from bpnet.distributed.base import LONG, Communicator, by_first, on_all_ranks
 from bpnet.errors import (
     ArgumentError,
     BpnetWarning,
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from bpnet.distributed.step import RankedStep
     from bpnet.fitting import Training
 
-LONG = 600.0
-"""Seconds that a checkpoint may take to be written or read before a rank counts as one that hangs."""
 ROWS = 64
 """Rows that are looked at to tell whether data are the same."""
 PLURAL = ("the callbacks that keep a state", "the columns", "the rows held out")

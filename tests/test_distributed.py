@@ -5,12 +5,13 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.ranks import ranks, threads
+from support.ranks import ThreadCommunicator, ranks, threads
 from test_optimizers import ELEMENTWISE, OTHERS
 
 import bpnet as bp
@@ -321,6 +322,47 @@ def test_copies_train_alone_and_a_loaded_trainer_may_have_ranks(tmp_path: Path) 
     assert np.array_equal(one, two)
 
 
+def test_ranks_of_one_host_share_its_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody says how many threads there are to be; with a trainer from a file, too."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
+    monkeypatch.setattr(ThreadCommunicator, "local_size", 3)
+    simple(None, epochs=1).save(tmp_path / "model.safetensors")
+
+    def work(ranks: Any) -> list[Any]:
+        loaded, later = bp.load(tmp_path / "model.safetensors"), bp.Trainer(LINE, "mse")
+        loaded.distributed = later.distributed = ranks
+        return [t.threads for t in (bp.Trainer(LINE, "mse", distributed=ranks), loaded, later)] + [
+            bp.Trainer(LINE, "mse", threads=5, distributed=ranks).threads
+        ]
+
+    assert threads(3, work) == [[2, 2, 2, 5]] * 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert threads(3, work) == [[None, None, None, 5]] * 3
+
+
+def test_what_may_take_long_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that others wait for it: a step of another size, which may be compiled, and what a callback has done."""
+    said: list[str] = []
+    x, y, _ = data()
+
+    def save(trainer: bp.Trainer) -> None:
+        trainer.save(tmp_path / "model.safetensors")
+        trainer.evaluate(x, y)
+        trainer.predict(x)
+        trainer.predict(x)
+
+    def phase(self: Any, what: str, limit: float | None = None) -> Any:
+        said.extend([what] if self.rank == 1 and limit else [])
+        return nullcontext()
+
+    monkeypatch.setattr(ThreadCommunicator, "phase", phase)
+    threads(2, lambda ranks: simple(ranks, [Act(1, save)], batch_size=40))
+    first, evaluation, own = "its first step of so many rows", "an evaluation", "a prediction"
+    each = [evaluation, "writing a file", evaluation, own, own]
+    assert [what for what in said if what != "callbacks"] == [first, first, *each, *each, *each]
+
+
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
 
 
@@ -460,7 +502,12 @@ def test_a_rank_that_fails_alone_ends_the_others() -> None:
     def end(trainer: bp.Trainer) -> None:
         raise ArgumentError("as a callback may")
 
-    found = threads(3, raised(lambda ranks: simple(ranks, [Act(1, end)])))
+    class Told(bp.Callback):
+        def on_exception(self, trainer: bp.Trainer, error: BaseException) -> None:
+            assert isinstance(trainer.communicator, ThreadCommunicator)
+            assert trainer.communicator.meeting.failure is not None, "the others wait for what callbacks do now"
+
+    found = threads(3, raised(lambda ranks: simple(ranks, [Act(1, end), Told()])))
     assert found[1] == (ArgumentError, "as a callback may", False)
     assert [found[i][0] for i in (0, 2)] == [RankError] * 2
 
@@ -510,7 +557,13 @@ def test_what_a_step_does_is_said() -> None:
         return bp.Trainer(LINE, "cross_entropy", compile=True, distributed=ranks).explain(x, y)
 
     for text in threads(2, work):
+        assert "this rank has 45 rows of 90" in text
         assert "the sum over 2 ranks of 77 numbers" in text
+
+    def alone(ranks: Any) -> str:
+        return work(ranks) if ranks.rank else ""
+
+    assert "this rank has 90 rows" in threads(2, alone, rows="own")[1]  # which needs nobody else
 
 
 # ---- real processes -------------------------------------------------------------------------------------------------

@@ -13,6 +13,11 @@ from typing import Any, Protocol, TypeVar
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import BpnetError, OptionError, plural, shown
 
+LONG = 600.0
+"""Seconds that what is done now and then may take, such as a checkpoint, before a rank counts as one that hangs."""
+
+NOTHING = nullcontext()
+
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
 
@@ -84,16 +89,17 @@ class Communicator:
         return array
 
     def describe(self) -> str:
-        """How many ranks there are, and which processes they are, in their order: who kills one may name that alone."""
+        """How many ranks there are, and which process each is: of one that is killed that may be all that is named."""
         return plural(self.size, "rank")
 
     def phase(self, what: str, limit: float | None = None) -> AbstractContextManager[None]:
         """While this rank does what `what` says: in so many seconds it is to meet the others again, or `beat`.
 
         Otherwise it counts as one that hangs, as soon as others wait for it.  None: four fifths of the time limit.  The
-        innermost of nested phases counts; outside of all of them a rank may take as long as it likes.
+        innermost of nested phases counts.  Outside of those without a limit of their own, such as a training, a rank
+        may take as long as it likes.
         """
-        return nullcontext()
+        return NOTHING
 
     def beat(self) -> None:
         """This rank goes on, though it has not met the others for a while.  It costs next to nothing."""

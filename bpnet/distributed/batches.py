@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpnet.backends.base import Rows
 from bpnet.data.loader import Loader, parts
+from bpnet.distributed.base import LONG, NOTHING
 from bpnet.distributed.step import Share, parted
 from bpnet.errors import OptionError, plural
 
 if TYPE_CHECKING:
     from bpnet.engine import Engine
-
-
-READING = 600.0
-"""Seconds that reading a batch may take before a rank counts as one that hangs."""
 
 
 class Cut(NamedTuple):
@@ -121,7 +118,7 @@ class RankedBatches:
                 start, stop = cut.rows
                 batch = (None, None, None, None)
                 if start < stop:
-                    with self.ranks.phase("reading data", READING) if self.data.streams else nullcontext():
+                    with self.ranks.phase("reading data", LONG) if self.data.streams else NOTHING:
                         batch = next(loaded)
                 if self.data.told:
                     yield *batch, Share(stop - start, cut.first, cut.size, weight(self.totals[number]))
