@@ -399,6 +399,23 @@ def test_another_number_of_ranks_goes_on(tmp_path: Path) -> None:
         threads(2, lambda ranks: resumable(ranks, tmp_path, resume=True, batch_size=30))
 
 
+def test_one_process_goes_on_in_an_order_of_the_users(tmp_path: Path) -> None:
+    """Which a checkpoint keeps, of an epoch that leaves some rows out."""
+    options = {"drop_last": True, "shuffle": lambda epoch: np.random.default_rng(epoch).integers(0, 90, 90)}
+
+    def end(trainer: bp.Trainer) -> None:
+        raise ArithmeticError
+
+    def work(ranks: Any) -> None:
+        with pytest.raises((ArithmeticError, RankError)):
+            resumable(ranks, tmp_path, Act(1, end, step=7), **options)
+
+    threads(2, work)
+    found, whole = resumable(None, tmp_path, resume=True, **options), simple(None, **options)
+    assert found.step_count == whole.step_count == 3 * 4
+    np.testing.assert_allclose(found.theta, whole.theta, rtol=1e-12)
+
+
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 

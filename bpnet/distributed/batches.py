@@ -38,7 +38,7 @@ class RankedBatches:
         """`counts` are the rows that each rank was given, and `count` how many of all of them an epoch takes."""
         assert engine.ranked is not None
         self.ranks, self.step, self.data, self.batch_size = engine.ranks, engine.ranked, data, batch_size
-        self.own = self.ranks.rows == "own"
+        self.own, self.count = self.ranks.rows == "own", count
         self.cuts = [self._cut_own(part, counts) if self.own else self._cut(part) for part in parts(count, batch_size)]
         self.order: Any = None
         self.totals: list[float] = []
@@ -83,7 +83,7 @@ class RankedBatches:
             return data.order(seed + (rank << 64), epoch, shuffle, [0, *(cut.rows[1] for cut in self.cuts)])
         if data.lazy:
             return data.order(seed, epoch, shuffle, self.batch_size, (rank, self.ranks.size))
-        order = data.order(seed, epoch, shuffle, self.batch_size)
+        order = data.order(seed, epoch, shuffle, self.batch_size)[: self.count]
         return self.ranks.broadcast(order) if callable(shuffle) else order
 
     def begin(self, order: Any) -> list[float]:
