@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ from support.ranks import threads
 from support.world import World
 
 import bpnet as bp
+from bpnet.data.streams import reading
 from bpnet.data.streams.order import Shuffled, cuts_of
 
 ROWS = 700
@@ -644,6 +646,28 @@ def test_threads_end_with_the_training(tmp_path: Path) -> None:
         fitted(bp.data.stream(x, y, threads=3, **SMALL), callbacks=[StopAt(7)])
     gc.collect()
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="there are no such signals")
+def test_rows_that_never_come_keep_nobody_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PATIENCE", 0.1)
+    (x, y, _), waits, here = data(), threading.Event(), threading.Event()
+
+    def given() -> Any:
+        for start in range(0, ROWS, 50):
+            if start == 600:
+                here.set()
+                waits.wait()
+            yield x[start : start + 50], y[start : start + 50]
+
+    main = threading.main_thread().ident
+    threading.Thread(target=lambda: here.wait() and signal.pthread_kill(main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        fitted(bp.data.stream(given, count=ROWS, **SMALL))
+    waits.set()
+    for thread in threading.enumerate():
+        if thread.name == "bpnet-stream":
+            thread.join()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
