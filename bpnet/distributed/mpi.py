@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 import warnings
@@ -262,7 +263,11 @@ class MPICommunicator(Communicator):
     # ---- how they go on -----------------------------------------------------------------------------------------
 
     def phase(self, what: str, limit: float | None = None) -> AbstractContextManager[None]:
-        return self.watch.phase(what, PATIENCE * self.watch.timeout if limit is None else limit)
+        if limit is None:
+            limit = PATIENCE * self.watch.timeout
+        elif not self.watch.phases:
+            limit = math.inf
+        return self.watch.phase(what, limit)
 
     def beat(self) -> None:
         self.watch.beat()
