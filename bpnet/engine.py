@@ -19,7 +19,7 @@ from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.collected import Collected
 from bpnet.data.checks import check_input, check_target, detached
-from bpnet.data.loader import Batch, Loader, taken
+from bpnet.data.loader import Batch, Loader, counting, taken
 from bpnet.distributed.base import Communicator, on_all_ranks, raise_first
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step
 from bpnet.errors import DivergedError
@@ -422,7 +422,7 @@ class Engine:
             result: dict[str, Any] = {"loss": sum(losses)}
             if passed is not None:  # how much there was is known only now
                 count = passed[0]
-                result["loss"] *= total / self.loss.total(passed[1])
+                result["loss"] *= total / self.loss.total(counting(passed[1]))
             if math.isnan(result["loss"]):
                 first, error = next((i for i, value in enumerate(own) if not math.isfinite(value)), None), None
                 if first is not None:

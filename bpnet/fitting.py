@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bpnet.backends import Array
 from bpnet.backends.interrupts import current
 from bpnet.callbacks.base import Callback, end, needs_each_step
-from bpnet.data.loader import Loader, parts
+from bpnet.data.loader import Loader, counting, parts
 from bpnet.distributed.agreeing import check_same, same_state, warn_of_drift
 from bpnet.distributed.base import LONG, NOTHING, agreed, on_all_ranks, tell
 from bpnet.divergence import is_finite_step, what_was_kept
@@ -296,7 +296,7 @@ class Training:
     def _record(self, before: Snapshot) -> dict[str, Any]:
         """The record of the epoch whose steps are done.  Where its metrics are NaN, go back to `before` and raise."""
         engine, held_out, metrics, losses = self.engine, self.held_out, self.metrics, self.losses
-        mean = sum(v * n for v, n in zip(losses, self.sizes, strict=True)) / sum(self.sizes)
+        mean = sum(v * n for v, n in zip(losses, self.sizes, strict=True)) / counting(sum(self.sizes))
         record = {
             "epoch": len(self.trainer.history) + 1,
             "step": engine.count,

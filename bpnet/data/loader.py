@@ -66,6 +66,13 @@ def row_order(seed: int, epoch: int, count: int, shuffle: bool | Callable[[int],
         return numpy.random.default_rng((seed, epoch)).permutation(count)
 
 
+def counting(weight: float) -> float:
+    """The weight of all rows, where only reading them told it; raises DataError where none counts."""
+    if weight == 0.0:
+        raise DataError("sample_weight is 0 everywhere; expected at least one row that counts")
+    return weight
+
+
 def take_rows(
     backend: Backend, arrays: tuple[Input | None, ...], part: Rows, rows: Array | None
 ) -> tuple[Input | None, ...]:

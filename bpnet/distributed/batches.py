@@ -128,3 +128,5 @@ class RankedBatches:
                 self.totals[number] = sum(weights)
                 self.step.check_rows(min(sizes), sum(sizes))
                 yield *batch, Share(size, sum(sizes[:rank]), sum(sizes), weight(sum(weights)))
+            for _ in loaded:  # which has come to its end, and may have something to say there
+                pass

@@ -132,7 +132,7 @@ class Encoded(Source):
         return f"row {row:,} of those of {self.name} that are used"
 
     def fingerprint(self) -> str:
-        return repr([super().fingerprint(), self.rows.file.stamps])
+        return repr([super().fingerprint(), [size for size, _ in self.rows.file.stamps]])  # copies differ in time
 
 
 # ---- from a file to a training --------------------------------------------------------------------------------------

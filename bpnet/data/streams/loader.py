@@ -44,7 +44,7 @@ class StreamLoader(StreamingLoader):
         self.current: Sequence[Any] = ()
         """The arrays that the last batch was of."""
         self.weights: dict[int, float] = {}
-        """What the batches of the last pass weigh, by their numbers."""
+        """What the batches of the last pass weigh, by their numbers, where only reading tells."""
 
     # ---- the order of rows --------------------------------------------------------------------------------------
 
@@ -124,12 +124,15 @@ class StreamLoader(StreamingLoader):
                     rows = rows[there]
                     skipped += stop - start - len(rows)
                 some = stop - start if isinstance(rows, slice) else len(rows)
-                self.weights[number] = some if self.weight is None else float(slot.arrays[-1][rows].sum(dtype="f8"))
+                if not self.told:
+                    self.weights[number] = some if self.weight is None else float(slot.arrays[-1][rows].sum(dtype="f8"))
                 if some:
                     yield slot.arrays, rows
-                elif order is not None and stop > start:
+                elif isinstance(order, Order) and stop > start:  # which nobody could train on
                     few = "bad_rows='skip' is for few bad rows"
                     raise DataError(f"none of the {plural(stop - start, 'row')} of a batch can be used: {few}")
+        if order is None and skipped == self.count:
+            raise DataError(f"none of the {plural(self.count, 'row')} of {self.source.name} can be used")
         self._report(skipped)
 
     def _report(self, skipped: int) -> None:
