@@ -13,7 +13,7 @@ from bpnet.backends.interrupts import current
 from bpnet.callbacks.base import Callback, end, needs_each_step
 from bpnet.data.loader import Loader, counting, parts
 from bpnet.distributed.agreeing import check_same, same_state, warn_of_drift
-from bpnet.distributed.base import LONG, agreed, on_all_ranks, tell
+from bpnet.distributed.base import LONG, NOTHING, agreed, on_all_ranks, tell
 from bpnet.divergence import is_finite_step, what_was_kept
 from bpnet.engine import Engine
 from bpnet.errors import DivergedError, OptionError
@@ -180,7 +180,10 @@ class Training:
         history.epochs.append(record)
         self.losses, self.order, self.seconds = [], None, 0.0
         for callback in self.told:
-            callback.on_epoch_end(trainer, record)
+            # bpnet's own may wait for a disk or a server, but never hang; of others nobody knows
+            own = type(callback).__module__.startswith("bpnet.")
+            with self.ranks.phase("callbacks", LONG) if own else NOTHING:
+                callback.on_epoch_end(trainer, record)
         if self.parts is not None:
             self._agree_after_epoch()
         if self.saving is not None:

@@ -357,10 +357,11 @@ def test_what_may_take_long_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return nullcontext()
 
     monkeypatch.setattr(ThreadCommunicator, "phase", phase)
-    threads(2, lambda ranks: simple(ranks, [Act(1, save)], batch_size=40))
+    threads(2, lambda ranks: simple(ranks, [Act(1, save), bp.EarlyStopping("loss")], batch_size=40))
     first, evaluation, own = "its first step of so many rows", "an evaluation", "a prediction"
     each = [evaluation, "writing a file", evaluation, own, own]
     assert [what for what in said if what != "callbacks"] == [first, first, *each, *each, *each]
+    assert said.count("callbacks") == 2 + 3, "bpnet's own, and of all the begin and the end"
 
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------

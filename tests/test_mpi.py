@@ -12,6 +12,8 @@ from support.rank_work import add, blocks, calls, fails, groups
 from support.ranks import Run, ranks, threads
 
 import bpnet as bp
+from bpnet.distributed.agreeing import check_same
+from bpnet.distributed.base import agreed, by_first
 from bpnet.distributed.mpi import MPICommunicator
 from bpnet.distributed.verdict import Doing, judge
 from bpnet.errors import MissingExtraError, MissingPackageError, OptionError
@@ -119,6 +121,28 @@ def test_outside_of_a_training_nothing_is_too_long():
     assert (ranks.phase("training"), ranks.phase("an evaluation", 600.0)) == (24.0, math.inf)
     watch.phases.append("training")
     assert (ranks.phase("training"), ranks.phase("an evaluation", 600.0)) == (24.0, 600.0)
+
+
+def test_what_one_function_says_is_not_for_another():
+    """As where one rank alone trains something else in a callback."""
+    met = []
+    comm = SimpleNamespace(allgather=lambda value: [value], bcast=lambda value: value)
+    watch = SimpleNamespace(
+        mpi=SimpleNamespace(Exception=OSError), comm=comm, rank=0, size=2, local_rank=0, local_size=2
+    )
+    watch.meet, watch.met = lambda call, what, size: met.append((what, call)), lambda: None
+    ranks = MPICommunicator(watch, "same", "fast")
+    agreed(ranks, len, ())
+    check_same(ranks, {})
+    by_first(ranks, len, ())
+    ranks.all_gather(0)
+    assert [what for what, _ in met] == [
+        "all_gather (agreed)",
+        "all_gather (check_same)",
+        "broadcast (by_first)",
+        "all_gather",
+    ]
+    assert len({call for _, call in met}) == 4
 
 
 def test_what_was_heard_before_the_wait_is_not_held_against_anybody():
