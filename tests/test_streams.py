@@ -581,6 +581,11 @@ def test_what_can_be_no_stream(tmp_path: Path) -> None:
             call()
     pa = pytest.importorskip("pyarrow")
     table = pa.table({"a": x[:, 0], "text": ["b"] * ROWS, "y": y})
+    for some, columns in ((table.select(["y"]), None), (table, []), (table, {})):
+        with pytest.raises(errors.OptionError, match="there is no column of the table for x"):
+            bp.data.stream(some, "y", columns=columns)
+    with pytest.raises(errors.DataError, match="the table has more than one column 'a'"):
+        bp.data.stream(table.append_column("a", table["y"]), "y")
     with pytest.raises(errors.UnknownNameError, match="unknown column of the table 'why': known are a, text, y"):
         bp.data.stream(table, "why")
     with pytest.raises(errors.DTypeError, match=r"column 'text' of the table holds string values; expected num"):
