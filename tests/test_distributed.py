@@ -15,7 +15,7 @@ from support.ranks import ThreadCommunicator, ranks, threads
 from test_optimizers import ELEMENTWISE, OTHERS
 
 import bpnet as bp
-from bpnet.errors import ArgumentError, DataError, DivergedError, OptionError, RankError
+from bpnet.errors import ArgumentError, BpnetWarning, DataError, DivergedError, OptionError, RankError
 
 LINE = bp.Sequential(bp.Dense(8, "tanh"), bp.Dense(3))
 DEEP = bp.Sequential(
@@ -415,6 +415,30 @@ def test_one_process_goes_on_in_an_order_of_the_users(tmp_path: Path) -> None:
     found, whole = resumable(None, tmp_path, resume=True, **options), simple(None, **options)
     assert found.step_count == whole.step_count == 3 * 4
     np.testing.assert_allclose(found.theta, whole.theta, rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("error::bpnet.errors.BpnetWarning")
+def test_who_goes_on_with_other_batches_is_warned(tmp_path: Path) -> None:
+    """Within an epoch, where their rows depend on how many ranks there are, as those of a stream do without `lanes`."""
+    x, y, _ = data()
+
+    def end(trainer: bp.Trainer) -> None:
+        raise ArithmeticError
+
+    def fit(ranks: Any, folder: Path, options: dict[str, Any], **more: Any) -> None:
+        stream = bp.data.stream(x, y, buffer=2000, block=5, **options)
+        trainer = bp.Trainer(LINE, "cross_entropy", distributed=ranks)
+        trainer.fit(stream, batch_size=20, epochs=2, progress=False, checkpoint=folder, every=2, **more)
+
+    def begin(ranks: Any, folder: Path, options: dict[str, Any]) -> None:
+        with pytest.raises((ArithmeticError, RankError)):
+            fit(ranks, folder, options, callbacks=[Act(1, end, step=3)])
+
+    for i, options in enumerate(({}, {"lanes": 2}, {"shuffle": "exact"})):
+        threads(2, begin, tmp_path / str(i), options)
+        expected = pytest.raises(BpnetWarning, match=r"2 ranks had begun.*than those of 1 rank:")
+        with nullcontext() if options else expected:
+            fit(None, tmp_path / str(i), options, resume=True)
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
