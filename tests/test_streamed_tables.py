@@ -440,6 +440,8 @@ def test_rows_count_from_one_in_the_commands(command):
     result = command.ok("train", path, "-t", "delay", "--drop", "kind", "--stream", "--bad-rows", "skip", "-q", *SMALL)
     assert "1 row of flights.parquet left out, of which the first: column 'distance'" in result.err
     assert "no 'delay', first in row 6: left out" in result.err
+    held_out = int(re.search(r"([\d,]+) rows held out", result.out)[1]) if "held out" in result.out else 0
+    assert command.ok("evaluate", "model.safetensors", path, "--stream", "--json").json["rows"] == held_out
     assert "row 778" in command.refused("predict", "model.safetensors", path, "--stream", "-o", "p.csv")
     assert not Path("p.csv").exists()
 

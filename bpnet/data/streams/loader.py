@@ -112,8 +112,8 @@ class StreamLoader(StreamingLoader):
         batches = [(i, offset + cuts[i], offset + cuts[i + 1]) for i in range(order.first, order.stop)]
         yield Window([], order.numbers.astype(np.int32) if isinstance(order, Listed) else None, batches), slot
 
-    def selected(self, size: Size, order: Any) -> Iterator[Selected]:
-        """The batches that have rows; what they weigh is noted."""
+    def selected(self, size: Size, order: Any, report: bool = True) -> Iterator[Selected]:
+        """The batches that have rows; what they weigh is noted, and with `report` it is told how many were left out."""
         skipped, self.missing, self.weights = 0, [], {}
         ordered = self._as_order(order, size)
         for window, slot in self._windows(ordered):
@@ -137,7 +137,8 @@ class StreamLoader(StreamingLoader):
                     raise DataError(f"none of the {plural(stop - start, 'row')} of a batch can be used: {few}")
         if order is None and skipped == self.count:
             raise DataError(f"none of the {plural(self.count, 'row')} of {self.source.name} can be used")
-        self._report(skipped)
+        if report:
+            self._report(skipped)
 
     def _report(self, skipped: int) -> None:
         if skipped != self.stream.skipped and self.stream.bad_rows == "skip":
@@ -177,7 +178,7 @@ class StreamLoader(StreamingLoader):
         if lacking:  # as before a training was taken up
             begin = int(ordered.cuts[ordered.first])
             part = slice(int(ordered.cuts[lacking[0]]) - begin, int(ordered.cuts[lacking[-1] + 1]) - begin)
-            for _ in self.selected(size, ordered[part]):
+            for _ in self.selected(size, ordered[part], report=False):
                 pass
             known |= self.weights
         return [known[number] for number in range(ordered.first, ordered.stop)]
