@@ -15,6 +15,7 @@ from support.ranks import ThreadCommunicator, ranks, threads
 from test_optimizers import ELEMENTWISE, OTHERS
 
 import bpnet as bp
+from bpnet.distributed.base import agreed
 from bpnet.errors import ArgumentError, BpnetWarning, DataError, DivergedError, OptionError, RankError
 
 LINE = bp.Sequential(bp.Dense(8, "tanh"), bp.Dense(3))
@@ -538,6 +539,18 @@ def test_an_error_in_one_ranks_rows_is_that_of_all() -> None:
 
     found = threads(2, raised(work), rows="own")
     assert found == [(DataError, "x has NaN or infinity, first in row 5 (on rank 1)", True)] * 2
+
+
+def test_an_error_that_nobody_expects_says_where_it_arose() -> None:
+    """All raise their own; where one does, the others have its traceback."""
+    assert {error for error, *_ in threads(2, raised(lambda ranks: agreed(ranks, int, "x")))} == {ValueError}
+
+    def one(ranks: Any) -> list[str]:
+        with pytest.raises(RuntimeError, match=r"ValueError: .*'x' \(on rank 1\)") as caught:
+            agreed(ranks, int, "x" if ranks.rank else "1")
+        return caught.value.__notes__
+
+    assert all("Traceback" in notes[0] for notes in threads(2, one))
 
 
 def test_a_rank_that_fails_alone_ends_the_others() -> None:
