@@ -222,6 +222,7 @@ class Saving(Stopping):
             "stop": trainer.stop,
             "sample": self.sample,
             "seconds": training.elapsed(),
+            "ranks": self.ranks.size,
         }
         table = None if self.folder.table is None else self.folder.table()
         return replace(trainer._checkpoint(None), table=table, training=kept, arrays=arrays)
@@ -261,6 +262,17 @@ class Saving(Stopping):
             )
         backend, like = engine.backend, engine.carry[0]
         device = backend.device(like)
+        with damaged(path):
+            ranks = int(kept.get("ranks", 1))
+        if "losses" in saved.arrays and ranks != self.ranks.size and (own or _by_ranks(training)):
+            warnings.warn(
+                f"the training in {self.folder.path} was interrupted within an epoch that {plural(ranks, 'rank')} had "
+                f"begun, whose batches are of other rows than those of {plural(self.ranks.size, 'rank')}: in this "
+                "epoch some rows come twice and others not. Batches of a stream are the same with lanes=, a multiple "
+                "of both",
+                BpnetWarning,
+                stacklevel=users_line(),
+            )
         with damaged(path), engine.looking():
             theta, buffers, *state = [backend.from_host(values, like.dtype, device) for values in saved.vectors]
             states = [unpack(packed, backend, like, saved.arrays) for _, packed in kept["callbacks"]]
@@ -309,6 +321,11 @@ def sample_of(*several: Loader | None) -> str:
         for array in data.sample(ROWS):
             found.update(array.tobytes())
     return found.hexdigest()
+
+
+def _by_ranks(training: "Training") -> bool:
+    """Whether the rows of a batch depend on how many ranks there are."""
+    return training.shuffle is True and training.data.by_ranks
 
 
 def _with_state(training: "Training") -> list[Callback]:

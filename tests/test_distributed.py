@@ -15,7 +15,8 @@ from support.ranks import ThreadCommunicator, ranks, threads
 from test_optimizers import ELEMENTWISE, OTHERS
 
 import bpnet as bp
-from bpnet.errors import ArgumentError, DataError, DivergedError, OptionError, RankError
+from bpnet.distributed.base import agreed
+from bpnet.errors import ArgumentError, BpnetWarning, DataError, DivergedError, OptionError, RankError
 
 LINE = bp.Sequential(bp.Dense(8, "tanh"), bp.Dense(3))
 DEEP = bp.Sequential(
@@ -417,6 +418,30 @@ def test_one_process_goes_on_in_an_order_of_the_users(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.theta, whole.theta, rtol=1e-12)
 
 
+@pytest.mark.filterwarnings("error::bpnet.errors.BpnetWarning")
+def test_who_goes_on_with_other_batches_is_warned(tmp_path: Path) -> None:
+    """Within an epoch, where their rows depend on how many ranks there are, as those of a stream do without `lanes`."""
+    x, y, _ = data()
+
+    def end(trainer: bp.Trainer) -> None:
+        raise ArithmeticError
+
+    def fit(ranks: Any, folder: Path, options: dict[str, Any], **more: Any) -> None:
+        stream = bp.data.stream(x, y, buffer=2000, block=5, **options)
+        trainer = bp.Trainer(LINE, "cross_entropy", distributed=ranks)
+        trainer.fit(stream, batch_size=20, epochs=2, progress=False, checkpoint=folder, every=2, **more)
+
+    def begin(ranks: Any, folder: Path, options: dict[str, Any]) -> None:
+        with pytest.raises((ArithmeticError, RankError)):
+            fit(ranks, folder, options, callbacks=[Act(1, end, step=3)])
+
+    for i, options in enumerate(({}, {"lanes": 2}, {"shuffle": "exact"})):
+        threads(2, begin, tmp_path / str(i), options)
+        expected = pytest.raises(BpnetWarning, match=r"2 ranks had begun.*than those of 1 rank:")
+        with nullcontext() if options else expected:
+            fit(None, tmp_path / str(i), options, resume=True)
+
+
 # ---- errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -514,6 +539,18 @@ def test_an_error_in_one_ranks_rows_is_that_of_all() -> None:
 
     found = threads(2, raised(work), rows="own")
     assert found == [(DataError, "x has NaN or infinity, first in row 5 (on rank 1)", True)] * 2
+
+
+def test_an_error_that_nobody_expects_says_where_it_arose() -> None:
+    """All raise their own; where one does, the others have its traceback."""
+    assert {error for error, *_ in threads(2, raised(lambda ranks: agreed(ranks, int, "x")))} == {ValueError}
+
+    def one(ranks: Any) -> list[str]:
+        with pytest.raises(RuntimeError, match=r"ValueError: .*'x' \(on rank 1\)") as caught:
+            agreed(ranks, int, "x" if ranks.rank else "1")
+        return caught.value.__notes__
+
+    assert all("Traceback" in notes[0] for notes in threads(2, one))
 
 
 def test_a_rank_that_fails_alone_ends_the_others() -> None:

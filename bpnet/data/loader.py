@@ -102,6 +102,8 @@ class Loader:
     """Whether batches are copied from the host."""
     lazy = False
     """Whether an order is drawn as batches are taken."""
+    by_ranks = False
+    """Whether an order that is drawn is another for another number of ranks."""
     told = True
     """Whether it is known how many rows there are in batches, and what they weigh, before they are read."""
 

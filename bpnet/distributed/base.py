@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
+from traceback import format_exception
 from typing import Any, Protocol, TypeVar
 
 from bpnet.backends.base import Array, Backend
@@ -228,7 +229,9 @@ def _tried(function: Callable[..., T], *args: Any) -> tuple[Any, Exception | Non
 
 
 def _sendable(error: Exception | None) -> Exception | None:
-    """The error as another process can have it, whatever it holds."""
+    """The error as another process can have it, whatever it holds; of one that nobody expects, with where it arose."""
     if error is None or isinstance(error, BpnetError):
         return error
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    made = RuntimeError(f"{type(error).__name__}: {error}")
+    made.add_note("".join(format_exception(error)).rstrip())
+    return made

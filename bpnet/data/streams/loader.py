@@ -74,6 +74,10 @@ class StreamLoader(StreamingLoader):
         given: dict[str, Any] = {"seed": seed, "epoch": epoch, "lanes": lanes, "mine": mine}
         return Shuffled(cuts, together, whole=whole, borders=stream.blocks(self.reader.row_bytes), **given)
 
+    @property
+    def by_ranks(self) -> bool:  # type: ignore[override]
+        return self.stream.shuffle == "blocks" and not self.kept and self.stream.lanes is None
+
     def _as_order(self, order: Any, size: Size) -> Order:
         if isinstance(order, Order):
             return order
