@@ -17,6 +17,7 @@ from bpnet.errors import (
     ArgumentError,
     ArrayMismatchError,
     DataError,
+    DTypeError,
     PathError,
     ShapeError,
     kind_of,
@@ -91,30 +92,6 @@ class Source:
 def bytes_per_row(fields: Sequence[Field]) -> int:
     """What a row of them takes in memory."""
     return max(1, sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in fields))
-
-
-class Ended(Exception):
-    """Nobody waits any longer for what a thread reads."""
-
-
-_here = threading.local()
-
-
-def ends_with(ended: threading.Event) -> None:
-    """Let this thread read until that is set."""
-    _here.ended = ended
-
-
-def is_of(ended: threading.Event) -> bool:
-    """Whether this is a thread that reads until that is set."""
-    return getattr(_here, "ended", None) is ended
-
-
-def still_wanted() -> None:
-    """Raise Ended in a thread that is to read no more: called wherever reading may have taken long."""
-    ended = getattr(_here, "ended", None)
-    if ended is not None and ended.is_set():
-        raise Ended
 
 
 def gather(source: Source, rows: Any, gap: int = 64) -> list[Any]:
@@ -246,6 +223,7 @@ class Joined(Source):
         self.count, self.fields = first.count, tuple(field for part in self.parts for field in part.fields)
         self.borders = next((part.borders for part in self.parts if part.borders is not None), None)
         self.grain, self.name = max(part.grain for part in self.parts), first.name
+        self.constant = all(part.constant for part in self.parts)
 
     def read(self, start: int, stop: int, into: Into = ()) -> Sequence[Any]:
         found: list[Any] = []
@@ -253,6 +231,9 @@ class Joined(Source):
             n = len(part.fields)
             found += part.read(start, stop, into[len(found) : len(found) + n] if into else ())
         return found
+
+    def gather(self, rows: Any) -> Sequence[Any]:
+        return [a for part in self.parts for a in part.gather(rows)]
 
     def release(self) -> None:
         for part in self.parts:
@@ -272,6 +253,7 @@ class Slices(Source):
         self.rows, self.name = rows, what
         shape = getattr(rows, "shape", None)
         self.count = int(shape[0]) if shape else len(rows)  # Zarr's arrays have no length
+        self.state = _file_of(rows)
         # one thread at a time, since nobody says of any object that it can be read by several
         self.lock = threading.Lock()
         if self.count == 0:
@@ -290,6 +272,8 @@ class Slices(Source):
                 some = self.rows[start:stop]
             except (TypeError, KeyError) as error:
                 raise ArgumentError(f"{self.name} is {kind_of(self.rows)}, which can't be sliced: {error}") from error
+            except MemoryError:
+                raise
             except Exception as error:  # whatever the library says of what is damaged
                 raise DataError(f"{self.name}: rows {start:,} ... {stop - 1:,} can't be read: {error}") from error
             found = as_numpy(some, self.name)
@@ -300,11 +284,23 @@ class Slices(Source):
 
     def read(self, start: int, stop: int, into: Into = ()) -> Sequence[Any]:
         found = self._slice(start, stop)
+        if self.state is not None:
+            self.state.check()
         if found.shape[1:] != self.fields[0].shape:
             raise DataError(
                 f"{self.name} has rows of shape {found.shape[1:]} from row {start} on, not {self.fields[0].shape}"
             )
+        check_types([found], self.fields, f"{self.name}, from row {start:,} on,")
         return [found]
+
+
+def _file_of(rows: Any) -> FileState | None:
+    """Of an HDF5 dataset that is read alone: the library takes what has been cut off for zeros."""
+    file = getattr(rows, "file", None)
+    name = getattr(file, "filename", None)
+    return (
+        FileState(name) if isinstance(name, str) and getattr(file, "mode", "") == "r" and os.path.isfile(name) else None
+    )
 
 
 class Passes:
@@ -401,6 +397,8 @@ class Batches(Source):
                 for some in ([a.shape[1:] for a in arrays], [field.shape for field in self.fields])
             )
             raise ShapeError(f"{what} has rows of {', '.join(own)}, but the first one of {', '.join(first)}")
+        if i:
+            check_types(arrays, self.fields, what)
         return arrays
 
     def read(self, start: int, stop: int, into: Into = ()) -> Sequence[Any]:
@@ -408,7 +406,6 @@ class Batches(Source):
         number, iterator, rest = found or (0, self._iterate(), [])
         at, parts = start if found else 0, []
         while at < stop:
-            still_wanted()
             if not rest or rest[0].shape[0] == 0:
                 rest, number = self._arrays(self._next(iterator, number, at), number, at), number + 1
             size, before = rest[0].shape[0], max(start - at, 0)
@@ -427,10 +424,8 @@ class Batches(Source):
         try:
             return next(iterator)
         except StopIteration:
-            raise DataError(
-                f"{self.name} ended after {plural(at, 'row')}; expected {self.count:,}: every pass, of which an "
-                "epoch may be several, is to begin anew and give all rows, as many as count says"
-            ) from None
+            hint = "every pass, of which an epoch may be several, is to begin anew and give all rows, as many as count says"
+            raise DataError(f"{self.name} ended after {plural(at, 'row')}; expected {self.count:,}: {hint}") from None
 
 
 def as_numpy(value: Any, what: str) -> Any:
@@ -441,6 +436,13 @@ def as_numpy(value: Any, what: str) -> Any:
         return np.asarray(value)
     except Exception as error:  # whatever the library says of an array that is no processor's
         raise ArrayMismatchError(f"{what} gave something {kind_of(value)}, of which NumPy makes no array") from error
+
+
+def check_types(arrays: Sequence[Any], fields: Sequence[Field], what: str) -> None:
+    """Raise DTypeError where values would be cut to fit those of the first row, as 2.5 to a whole number."""
+    for array, (_, dtype) in zip(arrays, fields, strict=True):
+        if not np.can_cast(array.dtype, dtype, "same_kind" if dtype.kind == "f" else "safe"):
+            raise DTypeError(f"{what} has {array.dtype} values, but the first row {dtype}: let all be of one type")
 
 
 def _words(fields: Sequence[Field]) -> str:
