@@ -18,6 +18,9 @@ from bpnet.errors import DataError, DTypeError, FileFormatError, ShapeError, pat
 
 BUFFERED = 2**14
 """Bytes of a column that are read from a Parquet file at a time; of pages that are smaller Arrow's buffer keeps all."""
+DECODED, DECODED_ROWS = 4 * CHUNK, 8192
+"""Bytes and rows of a Parquet file that are decoded at a time: at so many rows what Arrow does once for each column is
+little beside the rest, but they may take no more memory than that."""
 PARQUET, IPC = (".parquet", ".pq"), (".arrow", ".feather", ".ipc")
 
 
@@ -127,8 +130,8 @@ class Parquet(File):
 
     def group(self, number: int) -> Iterator[pa.RecordBatch]:
         with _opened(self.name, self.metadata) as file:
-            size = sum(_width(self.schema.field(name).type) for name in self.columns)
-            rows = max(256, CHUNK // max(1, size))
+            size = max(1, sum(_width(self.schema.field(name).type) for name in self.columns))
+            rows = max(256, CHUNK // size, min(DECODED_ROWS, DECODED // size))
             options = {"columns": self.columns, "use_threads": False}
             for batch in file.iter_batches(rows, row_groups=[number], **options):
                 yield batch.select(self.columns)
@@ -216,6 +219,8 @@ class TableRows(Source):
         self.borders, self.groups = table.borders, groups
         self.places = {name: i for i, name in enumerate(names)}
         self.fields = tuple(self._field(group) for group in groups)
+        self.alike = [self._alike(group) for group in groups]
+        """Of each group that is columns of one type, from which Arrow makes rows, their places; of others None."""
 
     def _field(self, group: str | Sequence[str]) -> Field:
         names = [group] if isinstance(group, str) else list(group)
@@ -227,6 +232,12 @@ class TableRows(Source):
             size = types[0].list_size if pa.types.is_fixed_size_list(types[0]) else self._length(lists[0])
             return Field((size,), number_type([types[0].value_type], lists, self.name))
         return Field(() if isinstance(group, str) else (len(names),), number_type(types, names, self.name))
+
+    def _alike(self, group: str | Sequence[str]) -> list[int] | None:
+        types = {self.table.schema.field(name).type for name in ([] if isinstance(group, str) else group)}
+        if len(types) != 1 or not any(pa.types.is_integer(t) or t in (pa.float32(), pa.float64()) for t in types):
+            return None
+        return [self.places[name] for name in group]
 
     def _length(self, name: str) -> int:
         first = next(self.table.select([name]).read(0, 1)).column(0)
@@ -241,7 +252,9 @@ class TableRows(Source):
         at = 0
         for batch in self.table.read(start, stop):
             here = slice(at, at + batch.num_rows)
-            for i, group in enumerate(self.groups):
+            for i, (group, alike) in enumerate(zip(self.groups, self.alike, strict=True)):
+                if alike and _as_rows(batch.select(alike), found[i][here]):
+                    continue
                 names = [group] if isinstance(group, str) else group
                 columns = [batch.column(self.places[name]) for name in names]
                 found[i] = self._put(found[i], here, columns, isinstance(group, str), names, start + at)
@@ -274,6 +287,15 @@ class TableRows(Source):
 
     def fingerprint(self) -> str:
         return self.table.fingerprint()
+
+
+def _as_rows(columns: pa.RecordBatch, out: Any) -> bool:
+    """Columns of one type to the rows of an array; False, and nothing is done, where whole numbers are missing."""
+    whole = pa.types.is_integer(columns.schema.field(0).type)
+    if whole and any(column.null_count for column in columns.columns):
+        return False
+    out[...] = columns.to_tensor(null_to_nan=not whole).to_numpy()
+    return True
 
 
 def number_type(types: Sequence[Any], names: Sequence[str], of: str) -> np.dtype[Any]:

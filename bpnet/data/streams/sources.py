@@ -196,6 +196,12 @@ class Chain(Source):
             at, i = end, i + 1
         return found
 
+    def gather(self, rows: Any) -> Sequence[Any]:
+        cuts = np.searchsorted(rows, self.starts).tolist()
+        parts = zip(self.parts, self.starts, itertools.pairwise(cuts), strict=False)
+        found = [part.gather(rows[a:b] - start) for part, start, (a, b) in parts if b > a]
+        return [np.concatenate(some) for some in zip(*found, strict=True)]
+
     def release(self) -> None:
         for part in self.parts:
             part.release()
@@ -227,6 +233,9 @@ class Joined(Source):
             n = len(part.fields)
             found += part.read(start, stop, into[len(found) : len(found) + n] if into else ())
         return found
+
+    def gather(self, rows: Any) -> Sequence[Any]:
+        return [array for part in self.parts for array in part.gather(rows)]
 
     def release(self) -> None:
         for part in self.parts:
