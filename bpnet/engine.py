@@ -19,7 +19,7 @@ from bpnet.backends.interrupts import current
 from bpnet.backpropagation import loss_and_gradient
 from bpnet.collected import Collected
 from bpnet.data.checks import check_input, check_target, detached
-from bpnet.data.loader import Batch, Loader, taken
+from bpnet.data.loader import Batch, Loader, counting, taken
 from bpnet.distributed.base import Communicator, on_all_ranks, raise_first
 from bpnet.divergence import Diagnosis, has_nan, is_finite_step
 from bpnet.errors import DivergedError
@@ -266,7 +266,7 @@ class Engine:
             "repeated, so a callback may have changed it; all is as it was before the epoch, or where it was resumed: "
             f"before step {self.count + 1}"
         )
-        raise on_all_ranks(error)
+        raise on_all_ranks(error, self.ranks)
 
     def check_callbacks(self, before: Any) -> None:
         """Raise where callbacks have put NaN into the state that was `before`, and go back to that."""
@@ -290,7 +290,7 @@ class Engine:
             if self.ranked is not None:
                 batch = self.ranked.whole_batch()
             error = self.diagnosis.diverged(self.state.now, left, value, batch, self.values(left[1] - 1))
-        return on_all_ranks(error)
+        return on_all_ranks(error, self.ranks)
 
     def not_a_number(self, what: str, x: Input | None) -> DivergedError:
         """The error that says where the NaN comes from that rows of x gave, or would give."""
@@ -362,6 +362,7 @@ class Engine:
             if check:
                 self.check_nan()
             for x, *_ in data.batches(size):
+                self.ranks.beat()
                 result, total = self.forward(self.outputs, x)
                 if data.streams and results:  # while this one is computed
                     results[-1] = to_host(results[-1])
@@ -408,6 +409,7 @@ class Engine:
                 batches, count, weight, gather = made(ranks, data, size)
             total = self.loss.total(weight)
             for x, y, of_rows, _ in map(partial(taken, backend), batches()):
+                self.ranks.beat()
                 *numbers, statistics = self.forward(function, x, y, of_rows, total)
                 found.append(numbers)
                 collected.add(statistics)
@@ -420,7 +422,7 @@ class Engine:
             result: dict[str, Any] = {"loss": sum(losses)}
             if passed is not None:  # how much there was is known only now
                 count = passed[0]
-                result["loss"] *= total / self.loss.total(passed[1])
+                result["loss"] *= total / self.loss.total(counting(passed[1]))
             if math.isnan(result["loss"]):
                 first, error = next((i for i, value in enumerate(own) if not math.isfinite(value)), None), None
                 if first is not None:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from bpnet.backends import Array
 from bpnet.backends.interrupts import current
 from bpnet.callbacks.base import Callback, end, needs_each_step
-from bpnet.data.loader import Loader, parts
+from bpnet.data.loader import Loader, counting, parts
 from bpnet.distributed.agreeing import check_same, same_state, warn_of_drift
-from bpnet.distributed.base import on_all_ranks
+from bpnet.distributed.base import LONG, NOTHING, agreed, on_all_ranks, tell
 from bpnet.divergence import is_finite_step, what_was_kept
 from bpnet.engine import Engine
 from bpnet.errors import DivergedError, OptionError
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from bpnet.saving import Saving, Stopping
     from bpnet.trainer import Trainer
 
-LONG = 600.0
-"""Seconds that what is done now and then may take before a rank counts as one that hangs."""
+OF_TRAINER = "loss", "optimizer", "seed", "clip_norm", "penalties", "micro_batch", "step_count", "lr_scale"
+"""What of a trainer all ranks must have alike; values that are drawn by each rank for itself are easily others."""
 LEAST_EVALUATED = 8192
 """Rows that are evaluated at a time, where batches are smaller."""
 
@@ -69,7 +69,7 @@ class Training:
         self.parts: RankedBatches | None = None
         if engine.ranked is not None:
             made = import_module("bpnet.distributed.batches").RankedBatches
-            self.parts = made(engine, data, batch_size, self.count, self.rows)
+            self.parts = agreed(self.ranks, made, engine, data, batch_size, self.count, self.rows)
         self.begun = len(trainer.history), engine.count
         """How many epochs and steps there had been before the training began."""
         # of the epoch that runs:
@@ -124,6 +124,7 @@ class Training:
                 self._epoch(last)
                 ended = trainer.stop
         except BaseException as error:
+            tell(ranks, error)  # before callbacks do what may take long
             end(begun, trainer, error)
             raise
         finally:
@@ -136,6 +137,7 @@ class Training:
         from bpnet.saving import Stopping, sample_of
 
         engine, trainer = self.engine, self.trainer
+        self.saving = self.saving or Stopping()
         same = (self.data, self.held_out) if self.ranks.rows == "same" else ()
         with engine.looking():
             data = sample_of(*same)
@@ -143,17 +145,19 @@ class Training:
             "the number of rows": self.rows,
             "the number of rows for validation": self.rows_held_out,
             "the data": data,
+            "sample_weight": None if self.data.weight is None else "given",
             "the number of parameters": engine.layout.size,
-            **{name: getattr(trainer, name) for name in ("seed", "clip_norm", "micro_batch", "step_count")},
+            **{name: getattr(trainer, name) for name in OF_TRAINER},
             "the number of epochs before": len(trainer.history),
             "epochs": epochs,
             "batch_size": self.batch_size,
             "steps": self.steps,
-            "checkpoint": None if self.saving is None else "given",
+            "shuffle": "a function" if callable(self.shuffle) else self.shuffle,
+            "metrics": self.metrics,
+            **self.saving.given(),
         }
         check_same(self.ranks, given)
         same_state(engine)
-        self.saving = self.saving or Stopping()
 
     # ---- an epoch -----------------------------------------------------------------------------------------------
 
@@ -176,7 +180,10 @@ class Training:
         history.epochs.append(record)
         self.losses, self.order, self.seconds = [], None, 0.0
         for callback in self.told:
-            callback.on_epoch_end(trainer, record)
+            # bpnet's own may wait for a disk or a server, but never hang; of others nobody knows
+            own = type(callback).__module__.startswith("bpnet.")
+            with self.ranks.phase("callbacks", LONG) if own else NOTHING:
+                callback.on_epoch_end(trainer, record)
         if self.parts is not None:
             self._agree_after_epoch()
         if self.saving is not None:
@@ -289,7 +296,7 @@ class Training:
     def _record(self, before: Snapshot) -> dict[str, Any]:
         """The record of the epoch whose steps are done.  Where its metrics are NaN, go back to `before` and raise."""
         engine, held_out, metrics, losses = self.engine, self.held_out, self.metrics, self.losses
-        mean = sum(v * n for v, n in zip(losses, self.sizes, strict=True)) / sum(self.sizes)
+        mean = sum(v * n for v, n in zip(losses, self.sizes, strict=True)) / counting(sum(self.sizes))
         record = {
             "epoch": len(self.trainer.history) + 1,
             "step": engine.count,
@@ -315,7 +322,7 @@ class Training:
             engine.restore(before)
             kept = what_was_kept(engine.backend, engine.state.now)
             text = f"training diverged at step {step} or before, as the {which} data show: {error}. {kept}"
-            raise on_all_ranks(DivergedError(text)) from error
+            raise on_all_ranks(DivergedError(text), self.ranks) from error
 
     def elapsed(self) -> float:
         """Seconds that the epoch has taken so far, where one runs."""

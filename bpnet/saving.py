@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from bpnet.callbacks.base import Callback, Record
 from bpnet.data.loader import Loader
-from bpnet.distributed.base import Communicator, by_first, on_all_ranks
+from bpnet.distributed.base import LONG, Communicator, by_first, on_all_ranks
 from bpnet.errors import (
     ArgumentError,
     BpnetWarning,
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from bpnet.distributed.step import RankedStep
     from bpnet.fitting import Training
 
-LONG = 600.0
-"""Seconds that a checkpoint may take to be written or read before a rank counts as one that hangs."""
 ROWS = 64
 """Rows that are looked at to tell whether data are the same."""
 PLURAL = ("the callbacks that keep a state", "the columns", "the rows held out")
@@ -81,6 +79,10 @@ class Stopping:
             if isinstance(error, Exit) and self.ranks.rank == 0:
                 error.tell()
 
+    def given(self) -> dict[str, Any]:
+        """What all ranks must have been given alike, by name."""
+        return {"checkpoint": None, "every": None}
+
     def open(self) -> None:
         """Begin."""
 
@@ -123,7 +125,7 @@ class Stopping:
             try:
                 self.signals.hand_on(text)
             except BaseException as ended:
-                on_all_ranks(ended)
+                on_all_ranks(ended, self.ranks)
                 raise
 
 
@@ -143,6 +145,9 @@ class Saving(Stopping):
         """The loss of the best epoch, as `best.safetensors` has it."""
         self.sample = ""
         """A hash of some rows, by which other data are noticed."""
+
+    def given(self) -> dict[str, Any]:
+        return {"checkpoint": "given", "every": self.every}
 
     def open(self) -> None:
         by_first(self.ranks, self._lock)
@@ -217,6 +222,7 @@ class Saving(Stopping):
             "stop": trainer.stop,
             "sample": self.sample,
             "seconds": training.elapsed(),
+            "ranks": self.ranks.size,
         }
         table = None if self.folder.table is None else self.folder.table()
         return replace(trainer._checkpoint(None), table=table, training=kept, arrays=arrays)
@@ -246,7 +252,7 @@ class Saving(Stopping):
                 f"{'; '.join(differences)}: resume with the same data and options, or choose another folder for "
                 "checkpoints"
             )
-            raise on_all_ranks(error)
+            raise on_all_ranks(error, self.ranks)
         if kept["sample"] != self.sample:
             warnings.warn(
                 f"the training in {self.folder.path} was begun with other data, or with the same rows in another "
@@ -256,6 +262,17 @@ class Saving(Stopping):
             )
         backend, like = engine.backend, engine.carry[0]
         device = backend.device(like)
+        with damaged(path):
+            ranks = int(kept.get("ranks", 1))
+        if "losses" in saved.arrays and ranks != self.ranks.size and (own or _by_ranks(training)):
+            warnings.warn(
+                f"the training in {self.folder.path} was interrupted within an epoch that {plural(ranks, 'rank')} had "
+                f"begun, whose batches are of other rows than those of {plural(self.ranks.size, 'rank')}: in this "
+                "epoch some rows come twice and others not. Batches of a stream are the same with lanes=, a multiple "
+                "of both",
+                BpnetWarning,
+                stacklevel=users_line(),
+            )
         with damaged(path), engine.looking():
             theta, buffers, *state = [backend.from_host(values, like.dtype, device) for values in saved.vectors]
             states = [unpack(packed, backend, like, saved.arrays) for _, packed in kept["callbacks"]]
@@ -304,6 +321,11 @@ def sample_of(*several: Loader | None) -> str:
         for array in data.sample(ROWS):
             found.update(array.tobytes())
     return found.hexdigest()
+
+
+def _by_ranks(training: "Training") -> bool:
+    """Whether the rows of a batch depend on how many ranks there are."""
+    return training.shuffle is True and training.data.by_ranks
 
 
 def _with_state(training: "Training") -> list[Callback]:

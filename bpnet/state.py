@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bpnet.backends import Array, Backend
@@ -9,7 +10,7 @@ from bpnet.backends import named as library
 from bpnet.backends.base import State
 from bpnet.callbacks.history import History
 from bpnet.compatibility import check_options, check_parameters
-from bpnet.distributed.base import Communicator, check_distributed
+from bpnet.distributed.base import LONG, Communicator, check_distributed
 from bpnet.engine import Engine
 from bpnet.errors import ArgumentError, NotBuiltError, kind_of
 from bpnet.layout import Layout
@@ -56,9 +57,21 @@ class HasState:
     def distributed(self, options: Any) -> None:
         options = check_distributed(options)
         self._distributed, self.communicator = options, None if options is None else options.connect()
+        if "device" in vars(self):
+            self._share_host()
         if self._engine is not None:
             engine = self._engine
             self._set_state(engine.backend, engine.layout, *engine.state.now, engine.lr_scale)
+
+    def _share_host(self) -> None:
+        """Have a part of the processors and, where nothing lies on one yet, a GPU, if other ranks are on this host."""
+        ranks, own = self.communicator, vars(self)  # which may be set anew
+        if ranks is None:
+            return
+        if self._engine is None:
+            own["device"] = import_module("bpnet.distributed.devices").device_of_rank(ranks, own["device"])
+        if own["threads"] is None:
+            own["threads"] = import_module("bpnet.distributed.agreeing").threads_of_rank(ranks)
 
     @property
     def rank(self) -> int:
@@ -161,7 +174,8 @@ class HasState:
         """
         from bpnet.files.model import write_checkpoint
 
-        write_checkpoint(path, self._checkpoint(metadata))
+        with self._have().ranks.phase("writing a file", LONG):  # as by a callback
+            write_checkpoint(path, self._checkpoint(metadata))
 
     def _checkpoint(self, metadata: Mapping[str, Any] | None) -> "Checkpoint":
         """All that a file holds of it."""

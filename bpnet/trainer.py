@@ -24,7 +24,7 @@ from bpnet.compatibility import (
 )
 from bpnet.data.loader import Loader
 from bpnet.data.prepare import Expected, is_stream, kind, named, place_of, prepare, validation_data
-from bpnet.distributed.base import Communicator, agreed, failing, tell
+from bpnet.distributed.base import LONG, Communicator, agreed, failing, tell
 from bpnet.engine import Engine
 from bpnet.errors import BuiltError, plural
 from bpnet.fitting import Training, checked_saving
@@ -83,7 +83,8 @@ class Trainer(HasState):
         them operation by operation.
     distributed : train together with other processes, each of which has its part of every batch: "mpi" with those that
         `mpiexec` has started, "nccl" with a GPU each, or options such as `bp.distributed.MPI(rows="own")`.  The result
-        is that of one process with the same batches, but for how sums are rounded
+        is that of one process with the same batches, but for how sums are rounded, and for a `BatchNorm` that is not
+        synchronised
 
     Attributes
     ----------
@@ -129,10 +130,7 @@ class Trainer(HasState):
         self.threads = None if threads is None else whole("threads", threads, 1)
         self.precision = choice("precision", precision, PRECISIONS)
         self.device = None if device is None else check_device(device)
-        if self.communicator is not None:
-            self.device = import_module("bpnet.distributed.devices").device_of_rank(self.communicator, self.device)
-            if self.threads is None:
-                self.threads = import_module("bpnet.distributed.agreeing").threads_of_rank(self.communicator)
+        self._share_host()
         self.micro_batch = None if micro_batch is None else whole("micro_batch", micro_batch, 1)
         check_micro_batch(self.micro_batch, self.network.couples_rows)
         self.compile = check_compile(compile)
@@ -194,6 +192,9 @@ class Trainer(HasState):
         Otherwise a loss or parameters that are no longer finite raise DivergedError, and after every 32nd step so do
         buffers and optimizer state: the trainer is then back where it was found good last, at most 32 steps ago.  With
         a sparse `Embedding`, of which no step is to look at all, these are every 1,024th step, and as many.
+
+        Several ranks call it together, with the same batch, or with rows="own" each with its part of it.  An error that
+        is raised before they have met, as on unfit data, ends them all.
         """
         outer, own, engine = current.session, self._lock, self._engine
         if own.lock.locked():
@@ -306,35 +307,34 @@ class Trainer(HasState):
         which alone writes checkpoints too, and any rank may stop all.  What one raises alone, such as an error in a
         callback, ends the others by RankError.
         """
+
+        def begun() -> tuple[int, Engine, Loader, Loader | None, dict[str, Any]]:
+            """How many epochs; the engine, which may be new; data to train on and for validation; the other options."""
+            count, more = whole("epochs", epochs, 1), dict[str, Any](batch_size=whole("batch_size", batch_size, 1))
+            more["saving"] = saving = checked_saving(checkpoint, every, keep, resume)
+            more["shuffle"] = shuffle if callable(shuffle) else flag("shuffle", shuffle)
+            shown = redraws(default_stream()) if progress is None else flag("progress", progress)
+            more |= {"drop_last": flag("drop_last", drop_last), "listeners": check_callbacks(callbacks)}
+            if shown and not any(isinstance(listener, Progress) for listener in more["listeners"]):
+                more["listeners"].insert(0, Progress())
+            if shown and saving is not None and saving.resume:
+                more["listeners"].insert(0, Resumed(saving.folder.path))
+            given, other = named(x, y, sample_weight), None if validation is None else validation_data(validation)
+            data = self._prepare(given)
+            held_out = None if other is None else self._prepare(other, Expected(data.layout, data.like, "x"))
+            more["metrics"] = check_metrics(metrics, self.loss, data.layout.out_shape)
+            return count, self._engine or self._start(data), data, held_out, more
+
         ranks = self.communicator or Communicator()
         with failing(ranks):
-            epochs, batch_size = whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
-            saving = checked_saving(checkpoint, every, keep, resume)
-            shuffle = shuffle if callable(shuffle) else flag("shuffle", shuffle)
-            progress = redraws(default_stream()) if progress is None else flag("progress", progress)
-            more: dict[str, Any] = {"shuffle": shuffle, "drop_last": flag("drop_last", drop_last), "saving": saving}
-            more |= {"listeners": check_callbacks(callbacks), "batch_size": batch_size}
-            given = named(x, y, sample_weight), None if validation is None else validation_data(validation)
-            engine, data, held_out = agreed(ranks, self._begun, *given)
-            more["metrics"] = check_metrics(metrics, self.loss, data.layout.out_shape)
+            epochs, engine, data, held_out, more = agreed(ranks, begun)
             with engine.session(data.count):
                 data = data.cached()
                 held_out = None if held_out is None else held_out.cached()
-            if progress and not any(isinstance(listener, Progress) for listener in more["listeners"]):
-                more["listeners"].insert(0, Progress())
-            if progress and saving is not None and saving.resume:
-                more["listeners"].insert(0, Resumed(saving.folder.path))
             training = Training(self, engine, data, held_out, **more)
             engine.set_epoch(training.steps)
             training.run(epochs)
         return self.history
-
-    def _begun(self, given: Mapping[str, Any], held_out: Mapping[str, Any] | None) -> tuple[Engine, Loader, Any]:
-        """The engine, which may be new, and data to train on and for validation."""
-        data, other = self._prepare(given), None
-        if held_out is not None:
-            other = self._prepare(held_out, Expected(data.layout, data.like, "x"))
-        return self._engine or self._start(data), data, other
 
     # ---- use ----------------------------------------------------------------------------------------------------
 
@@ -356,7 +356,8 @@ class Trainer(HasState):
         """
         engine, data = self._have(), self._prepare(named(x, y, sample_weight))
         size = self.micro_batch if batch_size is None else whole("batch_size", batch_size, 1)
-        return engine.evaluate(data, size, check_metrics(metrics, self.loss, engine.layout.out_shape))
+        with engine.ranks.phase("an evaluation", LONG):  # as by a callback
+            return engine.evaluate(data, size, check_metrics(metrics, self.loss, engine.layout.out_shape))
 
     @locked("train")
     def explain(self, x: AnyInput, y: AnyArray, sample_weight: AnyArray | None = None) -> str:
@@ -381,13 +382,15 @@ class Trainer(HasState):
         try:  # as `locked("read")`: see `step`
             if batch_size is None and known is not None and kind(x) == known[0]:
                 _, backend, device, cost = known
-                with backend.session(self.threads, device, (engine.state.now[1] + 1) * cost, self.compile):
+                session = backend.session(self.threads, device, (engine.state.now[1] + 1) * cost, self.compile)
+                with session, engine.ranks.phase("a prediction", LONG):
                     if check:
                         engine.check_nan()
                     result, total = engine.forward(engine.outputs, x)
                     (total,) = backend.fetch((total,)) if check else (0.0,)
             else:
-                result, total = self._predict(x, self.micro_batch if batch_size is None else batch_size, check)
+                with engine.ranks.phase("a prediction", LONG):
+                    result, total = self._predict(x, self.micro_batch if batch_size is None else batch_size, check)
             if not math.isfinite(total):
                 self._check_outputs(x, result)
         except BaseException as error:

@@ -5,16 +5,18 @@ import os
 import pickle
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.ranks import ranks, threads
+from support.ranks import ThreadCommunicator, ranks, threads
 from test_optimizers import ELEMENTWISE, OTHERS
 
 import bpnet as bp
-from bpnet.errors import ArgumentError, DataError, DivergedError, OptionError, RankError
+from bpnet.distributed.base import agreed
+from bpnet.errors import ArgumentError, BpnetWarning, DataError, DivergedError, OptionError, RankError
 
 LINE = bp.Sequential(bp.Dense(8, "tanh"), bp.Dense(3))
 DEEP = bp.Sequential(
@@ -321,6 +323,48 @@ def test_copies_train_alone_and_a_loaded_trainer_may_have_ranks(tmp_path: Path) 
     assert np.array_equal(one, two)
 
 
+def test_ranks_of_one_host_share_its_processors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody says how many threads there are to be; with a trainer from a file, too."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
+    monkeypatch.setattr(ThreadCommunicator, "local_size", 3)
+    simple(None, epochs=1).save(tmp_path / "model.safetensors")
+
+    def work(ranks: Any) -> list[Any]:
+        loaded, later = bp.load(tmp_path / "model.safetensors"), bp.Trainer(LINE, "mse")
+        loaded.distributed = later.distributed = ranks
+        return [t.threads for t in (bp.Trainer(LINE, "mse", distributed=ranks), loaded, later)] + [
+            bp.Trainer(LINE, "mse", threads=5, distributed=ranks).threads
+        ]
+
+    assert threads(3, work) == [[2, 2, 2, 5]] * 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert threads(3, work) == [[None, None, None, 5]] * 3
+
+
+def test_what_may_take_long_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that others wait for it: a step of another size, which may be compiled, and what a callback has done."""
+    said: list[str] = []
+    x, y, _ = data()
+
+    def save(trainer: bp.Trainer) -> None:
+        trainer.save(tmp_path / "model.safetensors")
+        trainer.evaluate(x, y)
+        trainer.predict(x)
+        trainer.predict(x)
+
+    def phase(self: Any, what: str, limit: float | None = None) -> Any:
+        said.extend([what] if self.rank == 1 and limit else [])
+        return nullcontext()
+
+    monkeypatch.setattr(ThreadCommunicator, "phase", phase)
+    threads(2, lambda ranks: simple(ranks, [Act(1, save), bp.EarlyStopping("loss")], batch_size=40))
+    first, evaluation, own = "its first step of so many rows", "an evaluation", "a prediction"
+    each = [evaluation, "writing a file", evaluation, own, own]
+    assert [what for what in said if what != "callbacks"] == [first, first, *each, *each, *each]
+    assert said.count("callbacks") == 2 + 3, "bpnet's own, and of all the begin and the end"
+
+
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
 
 
@@ -355,6 +399,47 @@ def test_another_number_of_ranks_goes_on(tmp_path: Path) -> None:
         threads(2, lambda ranks: resumable(ranks, tmp_path))
     with pytest.raises(OptionError, match="batch_size is 30"):
         threads(2, lambda ranks: resumable(ranks, tmp_path, resume=True, batch_size=30))
+
+
+def test_one_process_goes_on_in_an_order_of_the_users(tmp_path: Path) -> None:
+    """Which a checkpoint keeps, of an epoch that leaves some rows out."""
+    options = {"drop_last": True, "shuffle": lambda epoch: np.random.default_rng(epoch).integers(0, 90, 90)}
+
+    def end(trainer: bp.Trainer) -> None:
+        raise ArithmeticError
+
+    def work(ranks: Any) -> None:
+        with pytest.raises((ArithmeticError, RankError)):
+            resumable(ranks, tmp_path, Act(1, end, step=7), **options)
+
+    threads(2, work)
+    found, whole = resumable(None, tmp_path, resume=True, **options), simple(None, **options)
+    assert found.step_count == whole.step_count == 3 * 4
+    np.testing.assert_allclose(found.theta, whole.theta, rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("error::bpnet.errors.BpnetWarning")
+def test_who_goes_on_with_other_batches_is_warned(tmp_path: Path) -> None:
+    """Within an epoch, where their rows depend on how many ranks there are, as those of a stream do without `lanes`."""
+    x, y, _ = data()
+
+    def end(trainer: bp.Trainer) -> None:
+        raise ArithmeticError
+
+    def fit(ranks: Any, folder: Path, options: dict[str, Any], **more: Any) -> None:
+        stream = bp.data.stream(x, y, buffer=2000, block=5, **options)
+        trainer = bp.Trainer(LINE, "cross_entropy", distributed=ranks)
+        trainer.fit(stream, batch_size=20, epochs=2, progress=False, checkpoint=folder, every=2, **more)
+
+    def begin(ranks: Any, folder: Path, options: dict[str, Any]) -> None:
+        with pytest.raises((ArithmeticError, RankError)):
+            fit(ranks, folder, options, callbacks=[Act(1, end, step=3)])
+
+    for i, options in enumerate(({}, {"lanes": 2}, {"shuffle": "exact"})):
+        threads(2, begin, tmp_path / str(i), options)
+        expected = pytest.raises(BpnetWarning, match=r"2 ranks had begun.*than those of 1 rank:")
+        with nullcontext() if options else expected:
+            fit(None, tmp_path / str(i), options, resume=True)
 
 
 # ---- errors ---------------------------------------------------------------------------------------------------------
@@ -403,12 +488,47 @@ def test_other_arguments_than_those_of_the_first_rank_are_an_error() -> None:
     def values(ranks: Any) -> None:
         bp.Trainer(LINE, "cross_entropy", distributed=ranks).fit(x + ranks.rank, y, progress=False)
 
-    for work, text in ((other, "batch_size"), (fewer, "number of rows"), (values, "the data")):
+    def rate(ranks: Any) -> None:
+        bp.Trainer(LINE, "cross_entropy", bp.Adam(0.1 + ranks.rank), distributed=ranks).fit(x, y, progress=False)
+
+    def order(ranks: Any) -> None:
+        simple(ranks, shuffle=ranks.rank == 0)
+
+    different = (other, "batch_size"), (fewer, "number of rows"), (values, "the data"), (rate, "optimizer")
+    for work, text in (*different, (order, "shuffle differs between rank 0 and rank 1: True there, but False")):
         found = threads(2, raised(work))
         assert found[0] == found[1]
         assert found[0][0] is OptionError
         assert text in found[0][1]
         assert found[0][2]
+
+
+def test_after_a_wrong_argument_they_can_go_on() -> None:
+    """Which all have passed, so that nobody has failed alone."""
+
+    def work(ranks: Any) -> int:
+        trainer = simple(ranks)
+        for name, value in {"epochs": 0, "metrics": ["nonsense"], "callbacks": [3], "checkpoint": 3}.items():
+            error, _, on_all_ranks = raised(lambda ranks, wrong={name: value}: simple(ranks, **wrong))(ranks)
+            assert issubclass(error, bp.errors.BpnetError)
+            assert on_all_ranks
+        assert raised(lambda ranks: simple(ranks, batch_size=1))(ranks)[0] is OptionError
+        trainer.fit(*data()[:2], progress=False)
+        return trainer.step_count
+
+    assert threads(2, work, rows="own") == [3 * 9 + 1] * 2
+
+
+def test_what_one_rank_trains_beside_it_fails_alone() -> None:
+    """So its error is not taken for that of all, which one of the others would show."""
+
+    def beside(trainer: bp.Trainer) -> None:
+        x = data()[0]
+        bp.Trainer(bp.Dense(3), "mse", bp.SGD(1e300)).fit(x, x[:, :3], epochs=3, progress=False)
+
+    found = threads(2, raised(lambda ranks: simple(ranks, [Act(1, beside)])))
+    assert [error for error, *_ in found] == [RankError, DivergedError]
+    assert not found[1][2]
 
 
 def test_an_error_in_one_ranks_rows_is_that_of_all() -> None:
@@ -421,11 +541,28 @@ def test_an_error_in_one_ranks_rows_is_that_of_all() -> None:
     assert found == [(DataError, "x has NaN or infinity, first in row 5 (on rank 1)", True)] * 2
 
 
+def test_an_error_that_nobody_expects_says_where_it_arose() -> None:
+    """All raise their own; where one does, the others have its traceback."""
+    assert {error for error, *_ in threads(2, raised(lambda ranks: agreed(ranks, int, "x")))} == {ValueError}
+
+    def one(ranks: Any) -> list[str]:
+        with pytest.raises(RuntimeError, match=r"ValueError: .*'x' \(on rank 1\)") as caught:
+            agreed(ranks, int, "x" if ranks.rank else "1")
+        return caught.value.__notes__
+
+    assert all("Traceback" in notes[0] for notes in threads(2, one))
+
+
 def test_a_rank_that_fails_alone_ends_the_others() -> None:
     def end(trainer: bp.Trainer) -> None:
         raise ArgumentError("as a callback may")
 
-    found = threads(3, raised(lambda ranks: simple(ranks, [Act(1, end)])))
+    class Told(bp.Callback):
+        def on_exception(self, trainer: bp.Trainer, error: BaseException) -> None:
+            assert isinstance(trainer.communicator, ThreadCommunicator)
+            assert trainer.communicator.meeting.failure is not None, "the others wait for what callbacks do now"
+
+    found = threads(3, raised(lambda ranks: simple(ranks, [Act(1, end), Told()])))
     assert found[1] == (ArgumentError, "as a callback may", False)
     assert [found[i][0] for i in (0, 2)] == [RankError] * 2
 
@@ -475,7 +612,13 @@ def test_what_a_step_does_is_said() -> None:
         return bp.Trainer(LINE, "cross_entropy", compile=True, distributed=ranks).explain(x, y)
 
     for text in threads(2, work):
+        assert "this rank has 45 rows of 90" in text
         assert "the sum over 2 ranks of 77 numbers" in text
+
+    def alone(ranks: Any) -> str:
+        return work(ranks) if ranks.rank else ""
+
+    assert "this rank has 90 rows" in threads(2, alone, rows="own")[1]  # which needs nobody else
 
 
 # ---- real processes -------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Ranks that are processes of MPI: what they say to each other arrives, and one that fails ends all."""
 
+import math
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,9 @@ from support.rank_work import add, blocks, calls, fails, groups
 from support.ranks import Run, ranks, threads
 
 import bpnet as bp
+from bpnet.distributed.agreeing import check_same
+from bpnet.distributed.base import agreed, by_first
+from bpnet.distributed.mpi import MPICommunicator
 from bpnet.distributed.verdict import Doing, judge
 from bpnet.errors import MissingExtraError, MissingPackageError, OptionError
 
@@ -107,6 +111,38 @@ def test_who_is_blamed():
     assert "rank 2 is stopped" in blamed(125.0, {1: (124.0, WAITS)}, states={2: "stopped"})
     assert blamed(110.0, {1: (109.0, WAITS)}, states={2: "stopped"}) is None, "it may go on"
     assert "rank 2 is gone" in blamed(101.5, {1: (101.0, WAITS)}, states={2: "gone"})
+
+
+def test_outside_of_a_training_nothing_is_too_long():
+    """Only in one a rank is expected back."""
+    watch = SimpleNamespace(mpi=None, comm=None, rank=0, size=2, local_rank=0, local_size=2, timeout=30.0, phases=[])
+    watch.phase = lambda what, limit: limit
+    ranks = MPICommunicator(watch, "same", "fast")
+    assert (ranks.phase("training"), ranks.phase("an evaluation", 600.0)) == (24.0, math.inf)
+    watch.phases.append("training")
+    assert (ranks.phase("training"), ranks.phase("an evaluation", 600.0)) == (24.0, 600.0)
+
+
+def test_what_one_function_says_is_not_for_another():
+    """As where one rank alone trains something else in a callback."""
+    met = []
+    comm = SimpleNamespace(allgather=lambda value: [value], bcast=lambda value: value)
+    watch = SimpleNamespace(
+        mpi=SimpleNamespace(Exception=OSError), comm=comm, rank=0, size=2, local_rank=0, local_size=2
+    )
+    watch.meet, watch.met = lambda call, what, size: met.append((what, call)), lambda: None
+    ranks = MPICommunicator(watch, "same", "fast")
+    agreed(ranks, len, ())
+    check_same(ranks, {})
+    by_first(ranks, len, ())
+    ranks.all_gather(0)
+    assert [what for what, _ in met] == [
+        "all_gather (agreed)",
+        "all_gather (check_same)",
+        "broadcast (by_first)",
+        "all_gather",
+    ]
+    assert len({call for _, call in met}) == 4
 
 
 def test_what_was_heard_before_the_wait_is_not_held_against_anybody():

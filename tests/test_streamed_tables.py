@@ -259,6 +259,7 @@ def test_a_training_goes_on_from_a_checkpoint_within_an_epoch(path, monkeypatch)
 
     with pytest.raises(KeyboardInterrupt):
         streamed(path).fit([Stops()], progress=False, checkpoint="steps", every=10)
+    os.utime(path, ns=(0, 0))  # as a copy would have another time
     resumed = streamed(path)
     resumed.fit(progress=False, checkpoint="steps", every=10, resume=True)
     assert same(whole.model.trainer.theta, resumed.model.trainer.theta)
@@ -318,6 +319,19 @@ def test_a_file_that_changes_under_the_training_is_an_error(path):
     write(flights(seed=2))
     with pytest.raises(PathError, match=r"flights\.parquet has changed"):
         training.fit(progress=False)
+
+
+def test_an_arrow_file_may_be_cut_while_it_is_read():
+    """What has been read stays, where a map of the file would end the process; what comes next is an error."""
+    table = pa.table({"a": np.arange(5000.0), "text": ["b"] * 5000})
+    with ipc.new_file("t.arrow", table.schema) as file:
+        file.write_table(table, max_chunksize=2500)
+    read = TableFile("t.arrow").tables(["a"])
+    _, first = next(read)
+    os.truncate("t.arrow", 1000)
+    assert first["a"].to_numpy().sum() == np.arange(2500.0).sum()
+    with pytest.raises(PathError, match=r"t\.arrow has changed while it was read"):
+        next(read)
 
 
 def test_files_of_a_folder_must_have_the_same_columns():
@@ -426,6 +440,8 @@ def test_rows_count_from_one_in_the_commands(command):
     result = command.ok("train", path, "-t", "delay", "--drop", "kind", "--stream", "--bad-rows", "skip", "-q", *SMALL)
     assert "1 row of flights.parquet left out, of which the first: column 'distance'" in result.err
     assert "no 'delay', first in row 6: left out" in result.err
+    held_out = int(re.search(r"([\d,]+) rows held out", result.out)[1]) if "held out" in result.out else 0
+    assert command.ok("evaluate", "model.safetensors", path, "--stream", "--json").json["rows"] == held_out
     assert "row 778" in command.refused("predict", "model.safetensors", path, "--stream", "-o", "p.csv")
     assert not Path("p.csv").exists()
 

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.ranks import threads
 from support.world import World
 
 import bpnet as bp
+from bpnet.data.streams import reading
 from bpnet.data.streams.order import Shuffled, cuts_of
 
 ROWS = 700
@@ -417,6 +420,10 @@ def test_a_bad_row_is_an_error_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(bp.errors.DataError, match=r"row 100 of .*1\.npy"):
         trainer().build(x[:2]).predict(rows)
     x[400, 2] = 0.0
+    nobody = bp.data.stream(x, y, sample_weight=np.zeros(ROWS), **SMALL)
+    for call in (fitted, trainer().build(x[:2]).evaluate):
+        with pytest.raises(bp.errors.DataError, match="sample_weight is 0 everywhere"):
+            call(nobody)
     for which, value, match in (
         (y, 3, "row 650 of x: y has the label 3, but the network has 3 outputs"),
         (w, -1.0, "row 650 of x: sample_weight is negative, NaN or too large: -1"),
@@ -459,6 +466,23 @@ def test_bad_rows_are_skipped_and_counted(tmp_path: Path) -> None:
     x[32:64] = np.nan
     with pytest.raises(bp.errors.DataError, match="none of the 32 rows of a batch can be used"):
         fitted(bp.data.stream(x, y, bad_rows="skip", **SMALL), shuffle=False)
+    made, x[:] = trainer().build(x[:2]), np.nan
+    for call in (made.predict, made.evaluate):
+        with pytest.raises(bp.errors.DataError, match="none of the 700 rows of x can be used"):
+            call(bp.data.stream(x, y, bad_rows="skip", **SMALL))
+
+
+def test_ranks_count_the_rows_that_they_skip() -> None:
+    x, y, _ = data(dtype="float64")
+    x[[5, 40, 41, 600]] = np.nan
+
+    def work(ranks: Any) -> int:
+        rows = bp.data.stream(x, y, bad_rows="skip", **SMALL)
+        trainer(distributed=ranks).fit(rows, batch_size=32, progress=False)
+        return rows.skipped
+
+    with pytest.warns(bp.errors.BpnetWarning):
+        assert sum(threads(2, work)) == 4
 
 
 def test_a_file_that_is_cut_or_written_to_is_an_error(tmp_path: Path) -> None:
@@ -518,6 +542,58 @@ def test_missing_values_of_a_table(tmp_path: Path) -> None:
     labels = pa.array([None if i == 611 else int(label) for i, label in enumerate(y)])
     with pytest.raises(bp.errors.DataError, match="row 611 of the table: y has no value"):
         fitted(bp.data.stream(table.select(["c0", "c1"]).append_column("y", labels), "y", **SMALL))
+
+
+def test_files_may_hold_a_column_in_different_types(tmp_path: Path) -> None:
+    """As pandas writes whole numbers with gaps; what has no column of that name or no numbers is an error."""
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder = tmp_path / "t"
+    (folder / "_temporary").mkdir(parents=True)
+    for name, values in {"0": [1, 2], "1": [0.5, None], "2": [], "_temporary/3": [4]}.items():
+        parquet.write_table(pa.table({"a": values, "y": pa.array(values, "float64")}), folder / f"{name}.parquet")
+    source = bp.data.stream(folder, "y").source
+    np.testing.assert_array_equal(source.read(0, 4)[0], np.array([[1], [2], [0.5], [np.nan]]))
+    assert source.count == 4
+    parquet.write_table(pa.table({"a": ["2"], "y": [1.0]}), folder / "4.parquet")
+    with pytest.raises(bp.errors.DTypeError, match=r"column 'a' of .* holds string values"):
+        bp.data.stream(folder, "y")
+    parquet.write_table(pa.table({"b": [2], "y": [1.0]}), folder / "4.parquet")
+    with pytest.raises(bp.errors.ShapeError, match=r"4\.parquet has no column 'a': all files of"):
+        bp.data.stream(folder, "y")
+    dataset, compute = pytest.importorskip("pyarrow.dataset"), pytest.importorskip("pyarrow.compute")
+    with pytest.raises(bp.errors.OptionError, match=r"data set that can't be streamed: .*filter"):
+        bp.data.stream(dataset.dataset(folder / "0.parquet").filter(compute.field("a") > 1), "y")
+
+
+def test_lists_must_be_of_one_length(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+
+    def read(lists: Any, columns: Any = "x") -> Any:
+        source = bp.data.stream(pa.table({"x": lists, "y": range(len(lists))}), "y", columns=columns).source
+        return source.read(0, source.count)[0]
+
+    np.testing.assert_array_equal(read([[1, 2], [None, 4]], ["x"]), np.array([[1, 2], [np.nan, 4]]))
+    for lists in ([[1, 2], [3], [4, 5, 6]], [[1, 2], None]):
+        with pytest.raises(bp.errors.DataError, match="row 1 of the table: column 'x' has no list of 2 values"):
+            read(lists)
+    with pytest.raises(bp.errors.DataError, match="row 0 of the table: column 'x' has no list, by which"):
+        read([None, [1, 2]])
+
+
+def test_no_value_is_cut_to_fit_the_type_of_the_first() -> None:
+    x, y, _ = data()
+    halves = (y / 2).tolist()
+    halves[0] = 1
+    source = bp.data.stream(x, halves).source
+    np.testing.assert_array_equal(source.read(0, ROWS)[1], halves)
+    whole = x.round().astype("int8")
+    for given, match in (
+        (lambda: [(x[:9], y[:9]), (x[9:], y[9:] / 2)], "batch 1 of x, from row 9 on, has float64 values, but the fir"),
+        (lambda: [(whole[:9], y[:9]), (whole[9:].astype("int64"), y[9:])], "has int64 values, but the first row int8"),
+        (Rows(np.array([1, 2.5, 3.0], object)), "x, from row 0 on, has float64 values, but the first row int64"),
+    ):
+        with pytest.raises(bp.errors.DTypeError, match=match):
+            bp.data.stream(given).source.read(0, 3)
 
 
 def test_what_can_be_no_stream(tmp_path: Path) -> None:
@@ -622,6 +698,43 @@ def test_threads_end_with_the_training(tmp_path: Path) -> None:
         fitted(bp.data.stream(x, y, threads=3, **SMALL), callbacks=[StopAt(7)])
     gc.collect()
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="there are no such signals")
+def test_rows_that_never_come_keep_nobody_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PATIENCE", 0.1)
+    (x, y, _), waits, here = data(), threading.Event(), threading.Event()
+
+    def given() -> Any:
+        for start in range(0, ROWS, 50):
+            if start == 600:
+                here.set()
+                waits.wait()
+            yield x[start : start + 50], y[start : start + 50]
+
+    main = threading.main_thread().ident
+    threading.Thread(target=lambda: here.wait() and signal.pthread_kill(main, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        fitted(bp.data.stream(given, count=ROWS, **SMALL))
+    waits.set()
+    for thread in threading.enumerate():
+        if thread.name == "bpnet-stream":
+            thread.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_an_exact_order_leaves_no_row_group_open(tmp_path: Path) -> None:
+    path, names = parquet(tmp_path, *data())
+
+    class Counts(bp.Callback):
+        most = 0
+
+        def on_step_end(self, trainer: bp.Trainer, step: int) -> None:
+            self.most = max(self.most, len(os.listdir("/proc/self/fd")))
+
+    counts, before = Counts(), len(os.listdir("/proc/self/fd"))
+    fitted(bp.data.stream(path, **names, shuffle="exact", **SMALL), callbacks=[counts], epochs=1)
+    assert counts.most - before <= 2 * 2  # a thread has one, or is about to close it
 
 
 def test_what_is_predicted_is_not_the_memory_of_a_window() -> None:

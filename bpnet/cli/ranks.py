@@ -6,7 +6,6 @@ Rank 0 is the one that speaks and writes; the others compute.
 import functools
 import io
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,14 +85,6 @@ class Ranks:
         self.first = communicator is None or communicator.rank == 0
         self.count = 1 if communicator is None else communicator.size
         self.options = communicator
-
-    def threads(self) -> int | None:
-        """How many threads each has of the processors of its machine, None for all."""
-        if self.communicator is None:
-            return None
-        here = self.communicator.all_gather(platform.node()).count(platform.node())
-        own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, min(own, (os.cpu_count() or 1) // here))
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:

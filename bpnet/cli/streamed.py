@@ -110,14 +110,15 @@ class Evaluated:
     def __init__(self, model: TableModel, file: TableFile, request: Request) -> None:
         targets, features, _ = Names(file.name, file.names).chosen(request)
         goal, loss = model.target, model.trainer.loss
-        self.split, self.held_out = BySeed(0, 0.0), False
+        self.split, self.held_out, skip = BySeed(0, 0.0), False, False
         known: Any = model.settings.get("split")
         by_row = isinstance(known, dict) and known.get("by") == "row"
         if by_row and model.settings.get("fingerprint") == fingerprint(file.paths):
             sizes = Answers.of(file, targets).sizes(goal) if goal.kind == "class" else None
             self.split, self.held_out = BySeed(int(known["seed"]), float(known["fraction"]), sizes), True
+            skip = bool(known.get("skip"))  # as those were that the training left out
         what = f"column {targets[0]!r} of {file.name}" if len(targets) == 1 else f"the target of {file.name}"
-        of_target = Rows(file, (), tuple(targets), goal, loss, self.split, what)
+        of_target = Rows(file, tuple(features) if skip else (), tuple(targets), goal, loss, self.split, what, skip)
         counts = []
         for unit in file.units:
             chunks = of_target.chunks(unit.start, unit.stop)

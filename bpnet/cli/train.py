@@ -98,7 +98,6 @@ def train(
     """
     # All that can be wrong is found out before the work begins.
     ranks: Ranks = context.obj
-    threads = ranks.threads() if threads is None else threads
     with ranks.agreeing():
         check_metric_names(metric)
         with options_named():

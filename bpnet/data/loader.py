@@ -66,6 +66,13 @@ def row_order(seed: int, epoch: int, count: int, shuffle: bool | Callable[[int],
         return numpy.random.default_rng((seed, epoch)).permutation(count)
 
 
+def counting(weight: float) -> float:
+    """The weight of all rows, where only reading them told it; raises DataError where none counts."""
+    if weight == 0.0:
+        raise DataError("sample_weight is 0 everywhere; expected at least one row that counts")
+    return weight
+
+
 def take_rows(
     backend: Backend, arrays: tuple[Input | None, ...], part: Rows, rows: Array | None
 ) -> tuple[Input | None, ...]:
@@ -95,6 +102,8 @@ class Loader:
     """Whether batches are copied from the host."""
     lazy = False
     """Whether an order is drawn as batches are taken."""
+    by_ranks = False
+    """Whether an order that is drawn is another for another number of ranks."""
     told = True
     """Whether it is known how many rows there are in batches, and what they weigh, before they are read."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 
 def check_same(ranks: Communicator, given: Mapping[str, Any]) -> None:
-    """Raise OptionError, on all ranks, where one of them was given something else than rank 0."""
-    first, *others = ranks.all_gather(dict(given))
+    """Raise OptionError, on all ranks, where one of them was given something else than rank 0, by what is shown."""
+    texts = {name: re.sub(r" at 0x[0-9a-fA-F]+", "", str(value)) for name, value in given.items()}
+    first, *others = ranks.all_gather(texts)
     for rank, other in enumerate(others, 1):
         for name, value in first.items():
             if other.get(name) != value:

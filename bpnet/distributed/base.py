@@ -8,10 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
+from traceback import format_exception
 from typing import Any, Protocol, TypeVar
 
 from bpnet.backends.base import Array, Backend
 from bpnet.errors import BpnetError, OptionError, plural, shown
+
+LONG = 600.0
+"""Seconds that what is done now and then may take, such as a checkpoint, before a rank counts as one that hangs."""
+
+NOTHING = nullcontext()
 
 T = TypeVar("T")
 E = TypeVar("E", bound=BaseException)
@@ -84,16 +90,17 @@ class Communicator:
         return array
 
     def describe(self) -> str:
-        """How many ranks there are, and which processes they are, in their order: who kills one may name that alone."""
+        """How many ranks there are, and which process each is: of one that is killed that may be all that is named."""
         return plural(self.size, "rank")
 
     def phase(self, what: str, limit: float | None = None) -> AbstractContextManager[None]:
         """While this rank does what `what` says: in so many seconds it is to meet the others again, or `beat`.
 
         Otherwise it counts as one that hangs, as soon as others wait for it.  None: four fifths of the time limit.  The
-        innermost of nested phases counts; outside of all of them a rank may take as long as it likes.
+        innermost of nested phases counts.  Outside of those without a limit of their own, such as a training, a rank
+        may take as long as it likes.
         """
-        return nullcontext()
+        return NOTHING
 
     def beat(self) -> None:
         """This rank goes on, though it has not met the others for a while.  It costs next to nothing."""
@@ -147,9 +154,13 @@ def check_distributed(value: Any) -> Options | None:
     return options
 
 
-def on_all_ranks(error: E) -> E:
-    """The error, marked as one that all ranks raise: the communicator is still good, and one of them may print it."""
-    error.on_all_ranks = True  # type: ignore[attr-defined]
+def on_all_ranks(error: E, ranks: Communicator | None = None) -> E:
+    """The error, marked as one that all ranks raise: the communicator is still good, and one of them may print it.
+
+    Not where `ranks`, those of the training that raises it, are one alone: what trains beside it is not told.
+    """
+    if ranks is None or not ranks.alone:
+        error.on_all_ranks = True  # type: ignore[attr-defined]
     return error
 
 
@@ -181,21 +192,23 @@ def agreed(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
         return function(*args)
     result: Any
     result, error = _tried(function, *args)
-    errors = ranks.all_gather(_sendable(error))
+    own = _sendable(error)
+    errors = ranks.all_gather(own)
     for rank, found in enumerate(errors):
         if found is not None:
             if None in errors:
                 text, found = str(found), copy(found)  # which ranks that are threads have in common
                 found.args = (f"{text} (on rank {rank})",)
-            raise on_all_ranks(found if error is None or str(found) != str(error) else error)
+            raise on_all_ranks(found if error is None or str(found) != str(own) else error)
     return result  # type: ignore[no-any-return]
 
 
 def raise_first(ranks: Communicator | None, error: Exception | None) -> None:
     """Raise on all ranks the error of the first that has one; None: there are no others."""
-    for found in [error] if ranks is None else ranks.all_gather(_sendable(error)):
+    ranks = ranks or Communicator()
+    for found in ranks.all_gather(_sendable(error)):
         if found is not None:
-            raise on_all_ranks(found)
+            raise on_all_ranks(found, ranks)
 
 
 def by_first(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
@@ -203,7 +216,7 @@ def by_first(ranks: Communicator, function: Callable[..., T], *args: Any) -> T:
     result, error = _tried(function, *args) if ranks.rank == 0 else (None, None)
     result, found = ranks.broadcast((result, _sendable(error)))
     if found is not None:
-        raise on_all_ranks(found if error is None else error)
+        raise on_all_ranks(found if error is None else error, ranks)
     return result  # type: ignore[no-any-return]
 
 
@@ -216,7 +229,9 @@ def _tried(function: Callable[..., T], *args: Any) -> tuple[Any, Exception | Non
 
 
 def _sendable(error: Exception | None) -> Exception | None:
-    """The error as another process can have it, whatever it holds."""
+    """The error as another process can have it, whatever it holds; of one that nobody expects, with where it arose."""
     if error is None or isinstance(error, BpnetError):
         return error
-    return RuntimeError(f"{type(error).__name__}: {error}")
+    made = RuntimeError(f"{type(error).__name__}: {error}")
+    made.add_note("".join(format_exception(error)).rstrip())
+    return made

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bpnet.backends.base import Rows
 from bpnet.data.loader import Loader, parts
+from bpnet.distributed.base import LONG, NOTHING
 from bpnet.distributed.step import Share, parted
 from bpnet.errors import OptionError, plural
 
 if TYPE_CHECKING:
     from bpnet.engine import Engine
-
-
-READING = 600.0
-"""Seconds that reading a batch may take before a rank counts as one that hangs."""
 
 
 class Cut(NamedTuple):
@@ -41,7 +38,7 @@ class RankedBatches:
         """`counts` are the rows that each rank was given, and `count` how many of all of them an epoch takes."""
         assert engine.ranked is not None
         self.ranks, self.step, self.data, self.batch_size = engine.ranks, engine.ranked, data, batch_size
-        self.own = self.ranks.rows == "own"
+        self.own, self.count = self.ranks.rows == "own", count
         self.cuts = [self._cut_own(part, counts) if self.own else self._cut(part) for part in parts(count, batch_size)]
         self.order: Any = None
         self.totals: list[float] = []
@@ -86,7 +83,7 @@ class RankedBatches:
             return data.order(seed + (rank << 64), epoch, shuffle, [0, *(cut.rows[1] for cut in self.cuts)])
         if data.lazy:
             return data.order(seed, epoch, shuffle, self.batch_size, (rank, self.ranks.size))
-        order = data.order(seed, epoch, shuffle, self.batch_size)
+        order = data.order(seed, epoch, shuffle, self.batch_size)[: self.count]
         return self.ranks.broadcast(order) if callable(shuffle) else order
 
     def begin(self, order: Any) -> list[float]:
@@ -121,7 +118,7 @@ class RankedBatches:
                 start, stop = cut.rows
                 batch = (None, None, None, None)
                 if start < stop:
-                    with self.ranks.phase("reading data", READING) if self.data.streams else nullcontext():
+                    with self.ranks.phase("reading data", LONG) if self.data.streams else NOTHING:
                         batch = next(loaded)
                 if self.data.told:
                     yield *batch, Share(stop - start, cut.first, cut.size, weight(self.totals[number]))
@@ -131,3 +128,5 @@ class RankedBatches:
                 self.totals[number] = sum(weights)
                 self.step.check_rows(min(sizes), sum(sizes))
                 yield *batch, Share(size, sum(sizes[:rank]), sum(sizes), weight(sum(weights)))
+            for _ in loaded:  # which has come to its end, and may have something to say there
+                pass

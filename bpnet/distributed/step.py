@@ -16,7 +16,7 @@ from bpnet.backends.base import Rows, State, by_halves
 from bpnet.backends.interrupts import current
 from bpnet.backpropagation import blocks_of, finished, part_of_gradient
 from bpnet.data.loader import Batch, taken
-from bpnet.distributed.base import Communicator, on_all_ranks
+from bpnet.distributed.base import LONG, NOTHING, Communicator, on_all_ranks
 from bpnet.errors import OptionError, plural
 from bpnet.layer import each_array, row_count
 from bpnet.layout import GradBuffer, Layout
@@ -25,8 +25,6 @@ from bpnet.step import Carry, Views, is_elementwise, updated
 if TYPE_CHECKING:
     from bpnet.engine import Engine
 
-FIRST_STEP = 600.0
-"""Seconds that the first step, which may be compiled, may take before a rank counts as one that hangs."""
 LOOKED_AT = 32
 """Steps from one look at whether a rank is to stop to the next, where looking waits for a device."""
 
@@ -90,6 +88,8 @@ class RankedStep:
         self.stops = self.stopping = self.watched = False
         """Whether this rank is to stop; whether one of them is, as far as was looked; whether anybody wants to know."""
         self.steps = 0
+        self.sizes: set[int] = set()
+        """How many rows this rank has had in a step."""
 
     # ---- a step -------------------------------------------------------------------------------------------------
 
@@ -100,14 +100,14 @@ class RankedStep:
         user has passed.
         """
         self.ranks.check()
-        if not self.steps:
-            self.steps = 1
-            with self.ranks.phase("the first step", FIRST_STEP):
-                return self.advance(state, args, share, count)
         *batch, hyperparameters, number = args
         self.batch, share = (tuple(batch), share) if share is not None else self._own(tuple(batch))
         self.steps += 1
-        return self.carried_out(state, self.batch, share, hyperparameters, number, count)
+        known = share.rows in self.sizes  # otherwise a step of that size may have to be compiled
+        with NOTHING if known else self.ranks.phase("its first step of so many rows", LONG):
+            value = self.carried_out(state, self.batch, share, hyperparameters, number, count)
+        self.sizes.add(share.rows)
+        return value
 
     def carried_out(
         self, state: State, batch: Batch, share: Share, hyperparameters: Any, number: Any, count: int
@@ -247,7 +247,10 @@ class RankedStep:
     ) -> str:
         """What a step on that batch does, by `explain(function, args)` of what is compiled."""
         theta, buffers, _ = carry
-        batch, share = self._own(batch)
+        size, total = self.size_of(batch)
+        share = Share(size, 0, size, self.weight(total))
+        if self.ranks.rows == "same":  # otherwise others would have to say how many they have
+            batch, share = self._own(batch)
         message = self._zeros(theta)
         args = theta, buffers, *batch, *self._arguments(number, share)
         rest = carry, message, number, share.total, hyperparameters

@@ -176,9 +176,12 @@ class TableFile:
     def _ipc(self, path: Path) -> tuple[Any, list[int], int]:
         from pyarrow import ipc
 
-        with self.arrow.memory_map(os.fspath(path)) as file, ipc.open_file(file) as reader:
-            counts = [reader.get_batch(i).num_rows for i in range(reader.num_record_batches)]
-            return reader.schema, counts, max(file.size(), sum(counts) * _bytes_a_row(reader.schema))
+        from bpnet.data.streams.arrow import counts_of
+
+        with self.arrow.OSFile(os.fspath(path)) as file, ipc.open_file(file) as reader:
+            schema, size = reader.schema, file.size()
+        counts = counts_of(os.fspath(path), schema)
+        return schema, counts, max(size, sum(counts) * _bytes_a_row(schema))
 
     def _stamp(self, path: Path) -> tuple[int, int]:
         """What tells that a file is still as it was."""
@@ -241,10 +244,14 @@ class TableFile:
     def _record_batch(self, path: Path, number: int, columns: list[str]) -> Iterator[Any]:
         from pyarrow import ipc
 
-        with self.arrow.memory_map(os.fspath(path)) as file, ipc.open_file(file) as reader:
+        assert self.schema is not None
+        fields = [self.schema.get_field_index(name) for name in columns]
+        options = ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+        # not as a map, of which to read what is cut off meanwhile ends the process
+        with self.arrow.OSFile(os.fspath(path)) as file, ipc.open_file(file, options=options) as reader:
             batch = reader.get_batch(number).select(columns)
-            for start in range(0, batch.num_rows, ROWS):
-                yield batch.slice(start, ROWS)
+        for start in range(0, batch.num_rows, ROWS):
+            yield batch.slice(start, ROWS)
 
     def _guarded(self, path: Path, unit: Unit | None = None) -> "_Guarded":
         return _Guarded(self, path, unit)

@@ -132,7 +132,7 @@ class Encoded(Source):
         return f"row {row:,} of those of {self.name} that are used"
 
     def fingerprint(self) -> str:
-        return repr([super().fingerprint(), self.rows.file.stamps])
+        return repr([super().fingerprint(), [size for size, _ in self.rows.file.stamps]])  # copies differ in time
 
 
 # ---- from a file to a training --------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def prepare_file(
     plan = agreed(ranks, _planned, file, target, options, features, bad_rows == "skip", told)
     rows, found = plan.source.rows, plan.found
     trainer = trainer_for(plan.design, plan.sample[0], options)
-    split = {"rows": file.rows, "fraction": rows.split.fraction, "seed": options.seed, "by": "row"}
+    split = {"rows": file.rows, "fraction": rows.split.fraction, "seed": options.seed, "by": "row", "skip": rows.skip}
     model = TableModel(plan.source.schema, rows.goal, trainer, {"split": split})
     trainer.build(first_rows(plan.sample[0]))
     looked_at = found.sample if plan.unseen is None else found.held_out

@@ -98,10 +98,10 @@ def train_table(
         model.predict(frame)
         model = bp.train_table("flights.parquet", "delay")
 
-    A share of the rows is held out, the same share of each class.  Training stops when the loss on them has not fallen
-    for a while, and the best epoch is kept.  Categories, gaps and the scale of numbers are found in the other rows
-    alone; only whether a column of text holds words, numbers or dates is told from all rows (see `Schema`).  Rows
-    without a value in the target column are left out.
+    A share of the rows is held out, the same share of each class; of a stream each row with that probability.  Training
+    stops when the loss on them has not fallen for a while, and the best epoch is kept.  Categories, gaps and the scale
+    of numbers are found in the other rows alone; only whether a column of text holds words, numbers or dates is told
+    from all rows (see `Schema`).  Rows without a value in the target column are left out.
 
     Parameters
     ----------

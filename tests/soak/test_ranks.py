@@ -199,7 +199,8 @@ def test_networks(what, soak):
         if what == "slow" and (ended.code != 0 or ended.err):
             failures.append(f"a slow network: it ended with {ended.code}: {ended.err[-2000:]}")
         if what == "down":
-            if ended.code == 0 or not re.search(r"rank 1 \(.*\) does not answer", ended.err):
+            # each rank may find that the other does not answer, or has ended for that reason
+            if ended.code == 0 or not re.search(r"rank \d \(.*\) (does not answer|is gone)", ended.err):
                 failures.append(f"a link that is gone: it ended with {ended.code}: {ended.err[-2000:]}")
             if ended.at - struck > TIMEOUT + SLACK:
                 failures.append(f"a link that is gone: it took {ended.at - struck:.1f} s to end")

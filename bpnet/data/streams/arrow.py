@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import dataset, ipc, parquet
+from pyarrow import compute, dataset, fs, ipc, parquet
 
 from bpnet.data.streams.sources import CHUNK, Field, FileState, Into, Passes, Source
-from bpnet.errors import DataError, DTypeError, FileFormatError, ShapeError, path_error
+from bpnet.errors import DataError, DTypeError, FileFormatError, OptionError, ShapeError, path_error
 
 BUFFERED = 2**14
 """Bytes of a column that are read from a Parquet file at a time; of pages that are smaller Arrow's buffer keeps all."""
@@ -41,6 +41,10 @@ class Table:
     def select(self, columns: Sequence[str]) -> "Table":
         """The same table, of which these columns are read."""
         raise NotImplementedError
+
+    def types(self, name: str) -> list[pa.DataType]:
+        """Those of a column, which files may have written differently; raises ShapeError where one has none."""
+        return [self.schema.field(name).type]
 
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         """Rows start ... stop - 1 in parts, with the columns in their order.  Raises PathError or DataError."""
@@ -143,9 +147,7 @@ class Ipc(File):
     def __init__(self, path: str, columns: Sequence[str] = (), counts: Sequence[int] | None = None) -> None:
         with _source(path) as source, _opened_ipc(path, source) as file:
             schema = file.schema
-            if counts is None:
-                counts = [file.get_batch(i).num_rows for i in range(file.num_record_batches)]
-        self.counts = counts
+        self.counts = counts = counts_of(path, schema) if counts is None else counts
         super().__init__(path, counts, schema, columns)
 
     def select(self, columns: Sequence[str]) -> "Ipc":
@@ -155,6 +157,16 @@ class Ipc(File):
         fields = [self.schema.get_field_index(name) for name in self.columns]
         with _source(self.name) as source, _opened_ipc(self.name, source, fields) as file:
             yield file.get_batch(number).select(self.columns)
+
+
+def counts_of(path: str, schema: pa.Schema) -> list[int]:
+    """How many rows each record batch of an Arrow file has; nothing else tells, so the narrowest column is read."""
+    fields = [min(range(len(schema)), key=lambda i: _width(schema.field(i).type))] if len(schema) else None
+    try:
+        with _source(path) as source, _opened_ipc(path, source, fields) as file:
+            return [file.get_batch(i).num_rows for i in range(file.num_record_batches)]
+    except pa.ArrowException as error:
+        raise FileFormatError(f"{path} is damaged: {error}") from error
 
 
 class Memory(Table):
@@ -172,11 +184,16 @@ class Memory(Table):
 
 
 class Files(Table):
-    """Files of the same columns, one after the other."""
+    """Files of the same columns, one after the other: those of the first."""
 
     def __init__(self, name: str, parts: Sequence[Table]) -> None:
         self.name, self.schema = name, parts[0].schema
         self.parts = [part for part in parts if part.count]
+        self.others: list[Table] = []
+        """Of the files with a schema of their own the first."""
+        for part in self.parts:
+            if not any(part.schema.equals(other.schema) for other in self.others):
+                self.others.append(part)
         self.starts = [0, *itertools.accumulate(part.count for part in self.parts)]
         self.count, self.borders = self.starts[-1], [0]
         for start, part in zip(self.starts, self.parts, strict=False):
@@ -184,6 +201,12 @@ class Files(Table):
 
     def select(self, columns: Sequence[str]) -> "Files":
         return Files(self.name, [part.select(columns) for part in self.parts])
+
+    def types(self, name: str) -> list[pa.DataType]:
+        for part in self.others:
+            if name not in part.schema.names:
+                raise ShapeError(f"{part.name} has no column {name!r}: all files of {self.name} must hold the same")
+        return [kind for part in self.others for kind in part.types(name)]
 
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         while start < stop:
@@ -208,7 +231,7 @@ class TableRows(Source):
     """Columns of a table as arrays: each of `groups` is several columns side by side, or a single one.
 
     A column of numbers becomes rows of one value, where it is single a vector; one of lists rows of as many values.
-    Values that are missing are NaN.
+    Values that are missing are NaN.  A column that files hold in different types becomes of one that takes all of them.
     """
 
     def __init__(self, table: Table, groups: Sequence[str | Sequence[str]]) -> None:
@@ -216,7 +239,11 @@ class TableRows(Source):
         self.table, self.name, self.count = table.select(names), table.name, table.count
         if table.count == 0:
             raise DataError(f"{table.name} has no rows")
-        self.borders, self.groups = table.borders, groups
+        self.borders = table.borders
+        self.groups = [
+            group[0] if len(group) == 1 and any(map(_is_list, self.table.types(group[0]))) else group
+            for group in groups
+        ]
         self.places = {name: i for i, name in enumerate(names)}
         self.fields = tuple(self._field(group) for group in groups)
         self.alike = [self._alike(group) for group in groups]
@@ -224,24 +251,26 @@ class TableRows(Source):
 
     def _field(self, group: str | Sequence[str]) -> Field:
         names = [group] if isinstance(group, str) else list(group)
-        types = [self.table.schema.field(name).type for name in names]
-        lists = [name for name, kind in zip(names, types, strict=True) if _is_list(kind)]
-        if lists and len(types) > 1:
-            raise ShapeError(f"column {lists[0]!r} of {self.name} holds lists: it can't stand beside others in x")
-        if lists:
-            size = types[0].list_size if pa.types.is_fixed_size_list(types[0]) else self._length(lists[0])
-            return Field((size,), number_type([types[0].value_type], lists, self.name))
-        return Field(() if isinstance(group, str) else (len(names),), number_type(types, names, self.name))
+        types = [(name, kind) for name in names for kind in self.table.types(name)]
+        if not any(_is_list(kind) for _, kind in types):
+            return Field(() if isinstance(group, str) else (len(names),), number_type(types, self.name))
+        if len(names) > 1:
+            name = next(name for name, kind in types if _is_list(kind))
+            raise ShapeError(f"column {name!r} of {self.name} holds lists: it can't stand beside others in x")
+        values = [(name, kind.value_type if _is_list(kind) else kind) for name, kind in types]
+        return Field((self._length(names[0]),), number_type(values, self.name))
 
     def _alike(self, group: str | Sequence[str]) -> list[int] | None:
-        types = {self.table.schema.field(name).type for name in ([] if isinstance(group, str) else group)}
+        types = {kind for name in ([] if isinstance(group, str) else group) for kind in self.table.types(name)}
         if len(types) != 1 or not any(pa.types.is_integer(t) or t in (pa.float32(), pa.float64()) for t in types):
             return None
         return [self.places[name] for name in group]
 
     def _length(self, name: str) -> int:
         first = next(self.table.select([name]).read(0, 1)).column(0)
-        return len(first[0]) if first[0].is_valid else 0
+        if not (_is_list(first.type) and first[0].is_valid):
+            raise DataError(f"{self.where(0)}: column {name!r} has no list, by which its length would be known")
+        return len(first[0])
 
     def read(self, start: int, stop: int, into: Into = ()) -> Sequence[Any]:
         found: list[Any] = []
@@ -265,12 +294,15 @@ class TableRows(Source):
         """Columns to rows of an array; it is given back, or where whole numbers are missing one of floats."""
         if out.dtype.kind in "biu" and any(column.null_count for column in columns):
             out = out.astype("f8")
-        if _is_list(columns[0].type):
+        if single and out.ndim == 2:
+            width, is_list = out.shape[1], _is_list(columns[0].type)
+            lengths = compute.list_value_length(columns[0]).fill_null(-1).to_numpy() if is_list else np.full(1, -1)
+            if (lengths != width).any():
+                where = self.where(row + int(np.argmax(lengths != width)))
+                raise DataError(f"{where}: column {names[0]!r} has no list of {width} values, as the first row has")
             flat = columns[0].flatten()
-            width = out.shape[1]
-            if len(flat) != (here.stop - here.start) * width or columns[0].null_count:
-                others = f"column {names[0]!r} has lists of other lengths than {width}"
-                raise DataError(f"{others}, from {self.where(row)} on")
+            if flat.null_count and out.dtype.kind in "biu":
+                out = out.astype("f8")
             out[here] = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
         elif single:
             out[here] = columns[0].to_numpy(zero_copy_only=False)
@@ -298,10 +330,10 @@ def _as_rows(columns: pa.RecordBatch, out: Any) -> bool:
     return True
 
 
-def number_type(types: Sequence[Any], names: Sequence[str], of: str) -> np.dtype[Any]:
+def number_type(types: Sequence[tuple[str, Any]], of: str) -> np.dtype[Any]:
     """The type of an array of such columns: float64 if one is, else float32 if one has floats, else whole numbers."""
     found = []
-    for name, kind in zip(names, types, strict=True):
+    for name, kind in types:
         if pa.types.is_decimal(kind):
             found.append(np.dtype("f8"))
         elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
@@ -323,7 +355,12 @@ def table_of(given: Any, what: str) -> Table | None:
     if isinstance(given, pa.Table):
         return Memory(given, what)
     if isinstance(given, dataset.FileSystemDataset):
-        return Files(what, [_file(path) for path in given.files])
+        if not isinstance(given.filesystem, fs.LocalFileSystem):
+            raise OptionError(f"x is a data set on a {given.filesystem.type_name} file system; expected local files")
+        try:
+            return Files(what, [_file(fragment.path) for fragment in given.get_fragments()])
+        except ValueError as error:  # which it says of one with a filter
+            raise OptionError(f"x is a data set that can't be streamed: {error}") from error
     if isinstance(given, dataset.InMemoryDataset):
         return Memory(given.to_table(), what)
     if not isinstance(given, str):
@@ -333,7 +370,8 @@ def table_of(given: Any, what: str) -> Table | None:
             os.path.join(folder, name)
             for folder, _, files in os.walk(given)
             for name in files
-            if name.endswith((*PARQUET, *IPC)) and not name.startswith((".", "_"))
+            if name.endswith((*PARQUET, *IPC))
+            and not any(part[0] in "._" for part in os.path.relpath(os.path.join(folder, name), given).split(os.sep))
         )
         return Files(given, [_file(name) for name in names]) if names else None
     return _file(given) if given.endswith((*PARQUET, *IPC)) else None

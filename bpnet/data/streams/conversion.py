@@ -103,7 +103,7 @@ class Conversion:
         todo = [left]
         while todo:
             rows = todo.pop()
-            if not self._unfit(given, rows):
+            if not len(rows) or not self._unfit(given, rows):
                 continue
             if len(rows) == 1:
                 there[rows] = False

@@ -44,7 +44,7 @@ class StreamLoader(StreamingLoader):
         self.current: Sequence[Any] = ()
         """The arrays that the last batch was of."""
         self.weights: dict[int, float] = {}
-        """What the batches of the last pass weigh, by their numbers."""
+        """What the batches of the last pass weigh, by their numbers, where only reading tells."""
 
     # ---- the order of rows --------------------------------------------------------------------------------------
 
@@ -73,6 +73,10 @@ class StreamLoader(StreamingLoader):
         mine = rank * lanes // ranks, (rank + 1) * lanes // ranks
         given: dict[str, Any] = {"seed": seed, "epoch": epoch, "lanes": lanes, "mine": mine}
         return Shuffled(cuts, together, whole=whole, borders=stream.blocks(self.reader.row_bytes), **given)
+
+    @property
+    def by_ranks(self) -> bool:  # type: ignore[override]
+        return self.stream.shuffle == "blocks" and not self.kept and self.stream.lanes is None
 
     def _as_order(self, order: Any, size: Size) -> Order:
         if isinstance(order, Order):
@@ -108,8 +112,8 @@ class StreamLoader(StreamingLoader):
         batches = [(i, offset + cuts[i], offset + cuts[i + 1]) for i in range(order.first, order.stop)]
         yield Window([], order.numbers.astype(np.int32) if isinstance(order, Listed) else None, batches), slot
 
-    def selected(self, size: Size, order: Any) -> Iterator[Selected]:
-        """The batches that have rows; what they weigh is noted."""
+    def selected(self, size: Size, order: Any, report: bool = True) -> Iterator[Selected]:
+        """The batches that have rows; what they weigh is noted, and with `report` it is told how many were left out."""
         skipped, self.missing, self.weights = 0, [], {}
         ordered = self._as_order(order, size)
         for window, slot in self._windows(ordered):
@@ -124,13 +128,17 @@ class StreamLoader(StreamingLoader):
                     rows = rows[there]
                     skipped += stop - start - len(rows)
                 some = stop - start if isinstance(rows, slice) else len(rows)
-                self.weights[number] = some if self.weight is None else float(slot.arrays[-1][rows].sum(dtype="f8"))
+                if not self.told:
+                    self.weights[number] = some if self.weight is None else float(slot.arrays[-1][rows].sum(dtype="f8"))
                 if some:
                     yield slot.arrays, rows
-                elif order is not None and stop > start:
+                elif isinstance(order, Order) and stop > start:  # which nobody could train on
                     few = "bad_rows='skip' is for few bad rows"
                     raise DataError(f"none of the {plural(stop - start, 'row')} of a batch can be used: {few}")
-        self._report(skipped)
+        if order is None and skipped == self.count:
+            raise DataError(f"none of the {plural(self.count, 'row')} of {self.source.name} can be used")
+        if report:
+            self._report(skipped)
 
     def _report(self, skipped: int) -> None:
         if skipped != self.stream.skipped and self.stream.bad_rows == "skip":
@@ -170,7 +178,7 @@ class StreamLoader(StreamingLoader):
         if lacking:  # as before a training was taken up
             begin = int(ordered.cuts[ordered.first])
             part = slice(int(ordered.cuts[lacking[0]]) - begin, int(ordered.cuts[lacking[-1] + 1]) - begin)
-            for _ in self.selected(size, ordered[part]):
+            for _ in self.selected(size, ordered[part], report=False):
                 pass
             known |= self.weights
         return [known[number] for number in range(ordered.first, ordered.stop)]

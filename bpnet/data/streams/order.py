@@ -75,7 +75,7 @@ class Order:
         """The numbers of the rows in the source: so many numbers in memory."""
         found = [np.empty(0, np.int64)]
         for pieces, rows, batches in self.windows():
-            some = np.concatenate([np.arange(*p) for p in pieces]) if isinstance(pieces, list) else pieces
+            some = np.concatenate([found[0], *[np.arange(*p) for p in pieces]]) if isinstance(pieces, list) else pieces
             some = some if rows is None else some[rows]
             found.append(some[batches[0][1] : batches[-1][2]])
         return np.concatenate(found)
@@ -115,23 +115,29 @@ class Shuffled(Order):
         blocks = _rng(self.seed, self.epoch, 0).permutation(len(self.borders) - 1)
         return blocks, np.r_[0, np.cumsum(np.diff(self.borders)[blocks])]
 
+    @cached_property
+    def own(self) -> list[Any]:
+        """Of each lane that is here the borders of its parts of the batches, in the blocks in their order."""
+        sizes, lanes = np.diff(self.whole), self.lanes
+        begins = [int(np.sum(sizes * lane // lanes)) for lane in range(*self.mine)]
+        return [
+            begin + np.r_[0, np.cumsum(part_of(sizes, (lane, lane + 1), lanes))]
+            for begin, lane in zip(begins, range(*self.mine), strict=True)
+        ]
+
     def window(self, number: int, start: int, stop: int) -> tuple[Any, Any]:
         first = number * self.together
         last = min(first + self.together, len(self.whole) - 1)
         pieces: list[tuple[int, int]] = []
         places, of = [], []
         at = 0
-        sizes = np.diff(self.whole)
-        for lane in range(*self.mine):
-            begin, each = int(np.sum(sizes * lane // self.lanes)), part_of(sizes, (lane, lane + 1), self.lanes)
-            begin += int(np.sum(each[:first]))
-            here = each[first:last]
-            size = int(np.sum(here))
-            pieces += sorted(self._pieces(begin, begin + size))
+        for lane, cuts in zip(range(*self.mine), self.own, strict=True):
+            begin, end = int(cuts[first]), int(cuts[last])
+            pieces += sorted(self._pieces(begin, end))
             rng = _rng(self.seed, self.epoch, 1 + number, lane)
-            places.append(rng.permutation(np.arange(at, at + size, dtype=np.int32)))
-            of.append(np.repeat(np.arange(last - first), here))
-            at += size
+            places.append(rng.permutation(np.arange(at, at + end - begin, dtype=np.int32)))
+            of.append(np.repeat(np.arange(last - first), np.diff(cuts[first : last + 1])))
+            at += end - begin
         if len(places) == 1:
             return pieces, places[0]
         return pieces, np.concatenate(places)[np.argsort(np.concatenate(of), kind="stable")]

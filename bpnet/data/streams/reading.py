@@ -1,10 +1,13 @@
 """Windows of a stream's rows, which threads read, check and convert while others are computed with."""
 
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from itertools import islice, pairwise
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,48 @@ from bpnet.errors import DataError
 
 SMALL = 2**16
 """Bytes of a piece below which those of a task are gathered, checked and converted as one."""
+
+PATIENCE = 2.0
+"""Seconds that whoever ends early waits for threads that read."""
+
+
+class Threads:
+    """They do tasks in the order in which these are submitted.
+
+    One that waits for rows which never come, as of a function of the user's, keeps nobody from ending.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.tasks: SimpleQueue[Any] = SimpleQueue()
+        self.threads = [threading.Thread(target=self._work, name="bpnet-stream", daemon=True) for _ in range(count)]
+        for thread in self.threads:
+            thread.start()
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.tasks.put((future, function, args))
+        return future
+
+    def _work(self) -> None:
+        while (task := self.tasks.get()) is not None:
+            future, function, args = task
+            try:
+                future.set_result(function(*args))
+            except BaseException as error:
+                future.set_exception(error)
+            del task, future, function, args  # which an error would keep
+
+    def close(self) -> bool:
+        """Begin no more tasks; whether those that had begun are done."""
+        with suppress(Empty):
+            while True:
+                self.tasks.get_nowait()
+        for _ in self.threads:
+            self.tasks.put(None)
+        until = time.monotonic() + PATIENCE
+        for thread in self.threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self.threads)
 
 
 class Slot:
@@ -56,7 +101,7 @@ class Reader:
             slots, self.free = [slot for slot in self.free if slot.rows == order.capacity], []
         while len(slots) < min(1 + self.stream.read_ahead, -(-len(order) // order.capacity) or 1):
             slots.append(Slot(self.convert.templates, order.capacity))
-        pool, ends = ThreadPoolExecutor(self.stream.threads, "bpnet-stream"), dict[int, Future[Any]]()
+        pool, ends = Threads(self.stream.threads), dict[int, Future[Any]]()
         try:
             todo = order.windows()
             pending = deque(self._begun(pool, window, slot, ends) for slot, window in zip(slots, todo, strict=False))
@@ -67,10 +112,11 @@ class Reader:
                 yield window, slot
                 pending.extend(self._begun(pool, window, slot, ends) for window in islice(todo, 1))
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            ended = pool.close()
             self.source.release()
-            with self.lock:
-                self.free = slots
+            if ended:  # else somebody may still write there
+                with self.lock:
+                    self.free = slots
 
     def all(self) -> Slot:
         """All rows in memory, as they lie."""
@@ -78,18 +124,18 @@ class Reader:
             if self.whole is None:
                 slot = Slot(self.convert.templates, self.source.count)
                 (window,) = Order(cuts_of(slot.rows, slot.rows), 1).windows()
-                pool = ThreadPoolExecutor(self.stream.threads, "bpnet-stream")
+                pool = Threads(self.stream.threads)
                 try:
                     for future in self._begun(pool, window, slot, {})[2]:
                         future.result()
                 finally:
-                    pool.shutdown(wait=True, cancel_futures=True)
+                    pool.close()
                     self.source.release()
                 self.whole = slot
         return self.whole
 
     def _begun(
-        self, pool: ThreadPoolExecutor, window: Window, slot: Slot, ends: dict[int, Future[Any]]
+        self, pool: Threads, window: Window, slot: Slot, ends: dict[int, Future[Any]]
     ) -> tuple[Window, Slot, list[Future[Any]]]:
         """Have a window read; tasks begin in the order of the rows.
 
@@ -107,9 +153,13 @@ class Reader:
         return window, slot, futures
 
     def _scattered(self, numbers: Any) -> Iterator[tuple[int, Any]]:
-        """(place in the window, numbers of rows) of what one thread gathers."""
-        for start in range(0, len(numbers), self.chunk):
-            yield start, numbers[start : start + self.chunk]
+        """(place in the window, numbers of rows) of what one thread gathers: a chunk, or what borders hold."""
+        cuts: Any = range(self.chunk, len(numbers), self.chunk)
+        if self.source.borders is not None:
+            cuts = np.flatnonzero(np.diff(np.searchsorted(self.source.borders, numbers, "right"))) + 1
+        for start, stop in pairwise((0, *cuts, len(numbers))):
+            if start < stop:
+                yield start, numbers[start:stop]
 
     def _tasks(self, pieces: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Any]]:
         """(place in the window, pieces) of what one thread reads without a break: a chunk, or what borders hold."""
@@ -142,12 +192,27 @@ class Reader:
                             at += last - first
                     return
                 pieces = np.concatenate([np.arange(*piece) for piece in pieces])
+            elif self.source.borders is not None:
+                self._sweep(slot, at, pieces)
+                return
             if (np.diff(pieces) > 0).all():
                 found = self.source.gather(pieces)
             else:
                 numbers, back = np.unique(pieces, return_inverse=True)
                 found = [a[back] for a in self.source.gather(numbers)]
             self._store(slot, at, found, pieces)
+
+    def _sweep(self, slot: Slot, at: int, numbers: Any) -> None:
+        """Rows between two borders, of which all are read up to the second one: so nobody has to go on from there."""
+        borders = np.asarray(self.source.borders)
+        last = int(borders[np.searchsorted(borders, numbers[-1], "right")])
+        for start in range(int(numbers[0]), last, self.chunk):
+            stop = min(start + self.chunk, last)
+            arrays = self.source.read(start, stop)
+            here = numbers[slice(*np.searchsorted(numbers, (start, stop)))]
+            if len(here):
+                self._store(slot, at, [a[here - start] for a in arrays], here)
+            at += len(here)
 
     def _into(self, slot: Slot, at: int, rows: int) -> list[Any]:
         """For each field the part of the slot's array that it can be read into, or None."""

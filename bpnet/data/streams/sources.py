@@ -17,6 +17,7 @@ from bpnet.errors import (
     ArgumentError,
     ArrayMismatchError,
     DataError,
+    DTypeError,
     PathError,
     ShapeError,
     kind_of,
@@ -226,6 +227,7 @@ class Joined(Source):
         self.count, self.fields = first.count, tuple(field for part in self.parts for field in part.fields)
         self.borders = next((part.borders for part in self.parts if part.borders is not None), None)
         self.grain, self.name = max(part.grain for part in self.parts), first.name
+        self.constant = all(part.constant for part in self.parts)
 
     def read(self, start: int, stop: int, into: Into = ()) -> Sequence[Any]:
         found: list[Any] = []
@@ -235,7 +237,7 @@ class Joined(Source):
         return found
 
     def gather(self, rows: Any) -> Sequence[Any]:
-        return [array for part in self.parts for array in part.gather(rows)]
+        return [a for part in self.parts for a in part.gather(rows)]
 
     def release(self) -> None:
         for part in self.parts:
@@ -273,6 +275,8 @@ class Slices(Source):
                 some = self.rows[start:stop]
             except (TypeError, KeyError) as error:
                 raise ArgumentError(f"{self.name} is {kind_of(self.rows)}, which can't be sliced: {error}") from error
+            except MemoryError:
+                raise
             except Exception as error:  # whatever the library says of what is damaged
                 raise DataError(f"{self.name}: rows {start:,} ... {stop - 1:,} can't be read: {error}") from error
             found = as_numpy(some, self.name)
@@ -287,6 +291,7 @@ class Slices(Source):
             raise DataError(
                 f"{self.name} has rows of shape {found.shape[1:]} from row {start} on, not {self.fields[0].shape}"
             )
+        check_types([found], self.fields, f"{self.name}, from row {start:,} on,")
         return [found]
 
 
@@ -383,6 +388,8 @@ class Batches(Source):
                 for some in ([a.shape[1:] for a in arrays], [field.shape for field in self.fields])
             )
             raise ShapeError(f"{what} has rows of {', '.join(own)}, but the first one of {', '.join(first)}")
+        if i:
+            check_types(arrays, self.fields, what)
         return arrays
 
     def read(self, start: int, stop: int, into: Into = ()) -> Sequence[Any]:
@@ -419,6 +426,13 @@ def as_numpy(value: Any, what: str) -> Any:
         return np.asarray(value)
     except Exception as error:  # whatever the library says of an array that is no processor's
         raise ArrayMismatchError(f"{what} gave something {kind_of(value)}, of which NumPy makes no array") from error
+
+
+def check_types(arrays: Sequence[Any], fields: Sequence[Field], what: str) -> None:
+    """Raise DTypeError where values would be cut to fit those of the first row, as 2.5 to a whole number."""
+    for array, (_, dtype) in zip(arrays, fields, strict=True):
+        if not np.can_cast(array.dtype, dtype, "same_kind" if dtype.kind == "f" else "safe"):
+            raise DTypeError(f"{what} has {array.dtype} values, but the first row {dtype}: let all be of one type")
 
 
 def _words(fields: Sequence[Field]) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from bpnet.data.streams.groups import group_of, is_batches, is_sliced, members, opened
 from bpnet.data.streams.raw import mapped, npy, npy_folder
-from bpnet.data.streams.sources import Batches, Joined, Slices, Source
+from bpnet.data.streams.sources import Batches, Joined, Slices, Source, as_numpy
 from bpnet.errors import (
     ArgumentError,
     MissingExtraError,
@@ -255,6 +255,8 @@ def source_of(given: Any, what: str) -> Source:
         return given
     if isinstance(given, str | os.PathLike):
         return _of_path(os.fspath(given), what)
+    if isinstance(given, list):  # by all of which NumPy is to choose a type
+        given = as_numpy(given, what)
     if isinstance(given, np.ndarray):
         found = mapped(given)
         if found is not None:
