@@ -4,7 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -220,8 +220,10 @@ class Training:
             self.sizes = self.parts.begin(self.order)
         pending: list[Array] = []
         listeners, saving = self.told, self.saving
-        with engine.session(min(self.batch_size, self.count), self.steps - first):
-            steps = self._advance(first, together) if first < self.steps else ()
+        todo: AbstractContextManager[Any] = (
+            closing(self._advance(first, together)) if first < self.steps else nullcontext(())
+        )
+        with engine.session(min(self.batch_size, self.count), self.steps - first), todo as steps:
             for step, loss in enumerate(steps, first + 1):
                 pending.append(loss)
                 if listeners:

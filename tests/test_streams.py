@@ -1,6 +1,5 @@
 """Data larger than memory: the same training as from arrays, bounded windows, and errors that name the file and row."""
 
-import gc
 import itertools
 import os
 import signal
@@ -507,6 +506,10 @@ def test_a_file_that_is_cut_or_written_to_is_an_error(tmp_path: Path) -> None:
             rows = bp.data.stream(given, y, **SMALL)
             with pytest.raises(bp.errors.PathError, match=match):
                 fitted(rows, epochs=9, callbacks=[Cut()])
+    h5, _ = hdf5(tmp_path, x[:ROWS], y[:ROWS], y[:ROWS])
+    change = lambda: os.truncate(h5, 2000)  # noqa: E731
+    with pytest.raises(bp.errors.PathError, match="has been cut to 2,000 bytes of"):
+        fitted(bp.data.stream(h5, "y", columns="x", **SMALL), epochs=9, callbacks=[Cut()])
     path = saved(tmp_path, x=x)["x"]
     os.truncate(path, 70_000)
     with pytest.raises(bp.errors.PathError, match="has 70,000 bytes of 80,128: it has been cut off"):
@@ -633,6 +636,11 @@ def test_what_can_be_no_stream(tmp_path: Path) -> None:
             call()
     pa = pytest.importorskip("pyarrow")
     table = pa.table({"a": x[:, 0], "text": ["b"] * ROWS, "y": y})
+    for some, columns in ((table.select(["y"]), None), (table, []), (table, {})):
+        with pytest.raises(errors.OptionError, match="there is no column of the table for x"):
+            bp.data.stream(some, "y", columns=columns)
+    with pytest.raises(errors.DataError, match="the table has more than one column 'a'"):
+        bp.data.stream(table.append_column("a", table["y"]), "y")
     with pytest.raises(errors.UnknownNameError, match="unknown column of the table 'why': known are a, text, y"):
         bp.data.stream(table, "why")
     with pytest.raises(errors.DTypeError, match=r"column 'text' of the table holds string values; expected num"):
@@ -696,7 +704,6 @@ def test_threads_end_with_the_training(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         fitted(bp.data.stream(x, y, threads=3, **SMALL), callbacks=[StopAt(7)])
-    gc.collect()
     assert set(threading.enumerate()) <= before
 
 

@@ -257,6 +257,7 @@ class Slices(Source):
         self.rows, self.name = rows, what
         shape = getattr(rows, "shape", None)
         self.count = int(shape[0]) if shape else len(rows)  # Zarr's arrays have no length
+        self.state = _file_of(rows)
         # one thread at a time, since nobody says of any object that it can be read by several
         self.lock = threading.Lock()
         if self.count == 0:
@@ -287,12 +288,23 @@ class Slices(Source):
 
     def read(self, start: int, stop: int, into: Into = ()) -> Sequence[Any]:
         found = self._slice(start, stop)
+        if self.state is not None:
+            self.state.check()
         if found.shape[1:] != self.fields[0].shape:
             raise DataError(
                 f"{self.name} has rows of shape {found.shape[1:]} from row {start} on, not {self.fields[0].shape}"
             )
         check_types([found], self.fields, f"{self.name}, from row {start:,} on,")
         return [found]
+
+
+def _file_of(rows: Any) -> FileState | None:
+    """Of an HDF5 dataset that is read alone: the library takes what has been cut off for zeros."""
+    file = getattr(rows, "file", None)
+    name = getattr(file, "filename", None)
+    return (
+        FileState(name) if isinstance(name, str) and getattr(file, "mode", "") == "r" and os.path.isfile(name) else None
+    )
 
 
 class Passes:

@@ -12,6 +12,7 @@ from bpnet.data.streams.raw import mapped, npy, npy_folder
 from bpnet.data.streams.sources import Batches, Joined, Slices, Source, as_numpy
 from bpnet.errors import (
     ArgumentError,
+    DataError,
     MissingExtraError,
     NoSuchPathError,
     OptionError,
@@ -240,11 +241,15 @@ def _of_table(table: Any, y: Any, sample_weight: Any, columns: Any, options: dic
         columns = [name for name in table.schema.names if name not in others]
     names = tuple(columns) if isinstance(columns, dict) else None
     groups = list(columns.values()) if isinstance(columns, dict) else [columns]
+    if not groups or not all(groups):
+        raise OptionError(f"there is no column of {table.name} for x: columns names none, or all are y's")
     groups += [part for part in (y, sample_weight) if part is not None]
     for group in groups:
         for name in [group] if isinstance(group, str) else group:
             if name not in table.schema.names:
                 raise UnknownNameError(f"column of {table.name}", name, table.schema.names)
+            if table.schema.names.count(name) > 1:
+                raise DataError(f"{table.name} has more than one column {name!r}: give each a name of its own")
     source = TableRows(table, groups)
     return Stream(source, names, has_y=y is not None, has_weight=sample_weight is not None, **options)
 
