@@ -237,6 +237,58 @@ def test_several_inputs_and_whole_numbers(tmp_path: Path) -> None:
         trainer(net).fit(bp.data.stream({"numbers": x, "code": codes}, y, **SMALL), **options)
 
 
+@pytest.mark.parametrize("width", [2, 65])
+def test_columns_of_every_type_become_rows(width: int) -> None:
+    """Of one type or several, with values that are missing or without, in record batches of any size."""
+    pa = pytest.importorskip("pyarrow")
+    from bpnet.data.streams.arrow import Memory, TableRows
+
+    rng, rows, cuts = np.random.default_rng(0), 500, [0, 300, 307]
+    gone = rng.random((rows, width)) < 0.1
+    mixed = ["f4", "i2"] * width
+    for types, dtype in (
+        (["f4"] * width, "f4"), (["f8"] * width, "f8"), (["i8"] * width, "i8"), (["u1"] * width, "u1"),
+        (["f2"] * width, "f4"), (["?"] * width, "?"), (mixed[:width], "f4"), (["i8", "f8", *mixed][:width], "f8"),
+    ):  # fmt: skip
+        values = [(rng.random(rows) * 200).astype(kind) for kind in types]
+        for missing in (np.zeros_like(gone), gone):
+            columns = [pa.array(v, mask=missing[:, i]) for i, v in enumerate(values)]
+            names = [f"c{i}" for i in range(width)]
+            whole = pa.table(columns, names)
+            table = pa.concat_tables([whole[a:b] for a, b in zip(cuts, [*cuts[1:], rows], strict=True)])
+            source = TableRows(Memory(table, "the table"), [names[::-1]])
+            expected = np.stack(values[::-1], axis=1).astype(dtype)
+            if missing.any():
+                expected = expected.astype("f8" if dtype in ("i8", "u1", "?") else dtype)
+                expected[missing[:, ::-1]] = np.nan
+            (found,) = source.read(0, rows)
+            np.testing.assert_array_equal(found, expected, strict=True)
+            (part,) = source.read(rows // 3, rows, [np.empty((rows - rows // 3, width), dtype)])
+            np.testing.assert_array_equal(part, expected[rows // 3 :], strict=True)
+
+
+def test_rows_of_several_files_are_gathered_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are far apart, of x in a folder and of y beside it, without what is between."""
+    from bpnet.data.streams.raw import RawRows
+
+    x, y = np.random.default_rng(0).normal(size=(400, 2500)), np.arange(400)
+    (tmp_path / "x").mkdir()
+    for i, part in enumerate(np.split(x, [150, 151])):
+        np.save(tmp_path / "x" / f"{i}.npy", part)
+    read, plain = [], RawRows._fill
+
+    def fill(self: Any, file: Any, offset: int, out: Any) -> None:
+        read.append(out.nbytes)
+        plain(self, file, offset, out)
+
+    monkeypatch.setattr(RawRows, "_fill", fill)
+    rows = np.array([3, 149, 150, 151, 320])
+    found = bp.data.stream(tmp_path / "x", y).source.gather(rows)
+    np.testing.assert_array_equal(found[0], x[rows])
+    np.testing.assert_array_equal(found[1], y[rows])
+    assert sum(read) == found[0].nbytes
+
+
 # ---- shuffling ------------------------------------------------------------------------------------------------------
 
 
@@ -560,7 +612,7 @@ def test_what_can_be_no_stream(tmp_path: Path) -> None:
         (lambda: bp.data.stream(7), errors.ArgumentError, "x is of type int; expected a path, an array, or an object"),
         (lambda: bp.data.stream(tmp_path / "a.npy"), errors.NoSuchPathError, "a.npy, which is not there"),
         (lambda: bp.data.stream(tmp_path / "a.h5"), errors.NoSuchPathError, "a.h5, which is not there"),
-        (lambda: bp.data.stream(tmp_path / "a.parquet"), errors.NoSuchPathError, "a.parquet, which is not there"),
+        (lambda: bp.data.stream(tmp_path / "a.parquet"), errors.NoSuchPathError, "a.parquet is not there"),
         (lambda: bp.data.stream(tmp_path / "empty"), errors.PathError, "a folder without files of rows"),
         (lambda: bp.data.stream(tmp_path / "no.npy"), errors.FileFormatError, "no.npy is not a .npy file, or is dam"),
         (lambda: bp.data.stream(tmp_path / "a.csv"), errors.FileFormatError, r"x is .*a.csv; expected .npy, a t"),
@@ -577,7 +629,7 @@ def test_what_can_be_no_stream(tmp_path: Path) -> None:
         (lambda: bp.data.stream(lambda: 3), errors.ArgumentError, "x gave something of type int; expected an iterator"),
         (lambda: bp.data.stream(lambda: [(x, y), (x, y[:5])]), errors.ShapeError, "batch 1 of x, from row 700 on,"),
         (lambda: bp.data.stream(lambda: [(x, y), (x[:, :2], y)]), errors.ShapeError, r"has rows of \(2,\), \(\), but"),
-        (lambda: fitted(bp.data.stream(lambda: again, count=700)), errors.DataError, "is to begin anew and give"),
+        (lambda: fitted(bp.data.stream(lambda: again, count=700)), errors.DataError, "is to begin anew and give as"),
         (lambda: fitted(bp.data.stream(x)), errors.ArgumentError, "x is a stream without targets: pass them as y"),
         (lambda: fitted(bp.data.stream(lambda: [x])), errors.ArgumentError, "without targets: let each batch be"),
         (lambda: fitted(bp.data.stream(x, y), y), errors.ArgumentError, "x is a stream, and y is given too"),

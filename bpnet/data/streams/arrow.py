@@ -18,6 +18,9 @@ from bpnet.errors import DataError, DTypeError, FileFormatError, NoSuchPathError
 
 BUFFERED = 2**14
 """Bytes of a column that are read from a Parquet file at a time; of pages that are smaller Arrow's buffer keeps all."""
+DECODED, DECODED_ROWS = 4 * CHUNK, 8192
+"""Bytes and rows of a Parquet file that are decoded at a time: at so many rows what Arrow does once for each column is
+little beside the rest, but they may take no more memory than that."""
 PARQUET, IPC = (".parquet", ".pq"), (".arrow", ".feather", ".ipc")
 
 
@@ -131,8 +134,8 @@ class Parquet(File):
 
     def group(self, number: int) -> Iterator[pa.RecordBatch]:
         with _opened(self.name, self.metadata) as file:
-            size = sum(_width(self.schema.field(name).type) for name in self.columns)
-            rows = max(256, CHUNK // max(1, size))
+            size = max(1, sum(_width(self.schema.field(name).type) for name in self.columns))
+            rows = max(256, CHUNK // size, min(DECODED_ROWS, DECODED // size))
             options = {"columns": self.columns, "use_threads": False}
             for batch in file.iter_batches(rows, row_groups=[number], **options):
                 yield batch.select(self.columns)
@@ -245,6 +248,8 @@ class TableRows(Source):
         ]
         self.places = {name: i for i, name in enumerate(names)}
         self.fields = tuple(self._field(group) for group in groups)
+        self.alike = [self._alike(group) for group in groups]
+        """Of each group that is columns of one type, from which Arrow makes rows, their places; of others None."""
 
     def _field(self, group: str | Sequence[str]) -> Field:
         names = [group] if isinstance(group, str) else list(group)
@@ -256,6 +261,12 @@ class TableRows(Source):
             raise ShapeError(f"column {name!r} of {self.name} holds lists: it can't stand beside others in x")
         values = [(name, kind.value_type if _is_list(kind) else kind) for name, kind in types]
         return Field((self._length(names[0]),), number_type(values, self.name))
+
+    def _alike(self, group: str | Sequence[str]) -> list[int] | None:
+        types = {kind for name in ([] if isinstance(group, str) else group) for kind in self.table.types(name)}
+        if len(types) != 1 or not any(pa.types.is_integer(t) or t in (pa.float32(), pa.float64()) for t in types):
+            return None
+        return [self.places[name] for name in group]
 
     def _length(self, name: str) -> int:
         first = next(self.table.select([name]).read(0, 1)).column(0)
@@ -272,7 +283,9 @@ class TableRows(Source):
         at = 0
         for batch in self.table.read(start, stop):
             here = slice(at, at + batch.num_rows)
-            for i, group in enumerate(self.groups):
+            for i, (group, alike) in enumerate(zip(self.groups, self.alike, strict=True)):
+                if alike and _as_rows(batch.select(alike), found[i][here]):
+                    continue
                 names = [group] if isinstance(group, str) else group
                 columns = [batch.column(self.places[name]) for name in names]
                 found[i] = self._put(found[i], here, columns, isinstance(group, str), names, start + at)
@@ -308,6 +321,15 @@ class TableRows(Source):
 
     def fingerprint(self) -> str:
         return self.table.fingerprint()
+
+
+def _as_rows(columns: pa.RecordBatch, out: Any) -> bool:
+    """Columns of one type to the rows of an array; False, and nothing is done, where whole numbers are missing."""
+    whole = pa.types.is_integer(columns.schema.field(0).type)
+    if whole and any(column.null_count for column in columns.columns):
+        return False
+    out[...] = columns.to_tensor(null_to_nan=not whole).to_numpy()
+    return True
 
 
 def number_type(types: Sequence[tuple[str, Any]], of: str) -> np.dtype[Any]:
@@ -365,7 +387,7 @@ def _opened(path: str, metadata: Any = None) -> Any:
     try:
         return parquet.ParquetFile(path, metadata=metadata, buffer_size=BUFFERED, pre_buffer=False)
     except FileNotFoundError:
-        raise NoSuchPathError(f"x is the path {path}, which is not there") from None
+        raise NoSuchPathError(f"{path} is not there") from None
     except OSError as error:
         raise path_error(f"{path} can't be read", error) from error
     except pa.ArrowException as error:
@@ -376,7 +398,7 @@ def _source(path: str) -> Any:
     try:
         return pa.OSFile(path, "rb")
     except FileNotFoundError:
-        raise NoSuchPathError(f"x is the path {path}, which is not there") from None
+        raise NoSuchPathError(f"{path} is not there") from None
     except OSError as error:
         raise path_error(f"{path} can't be read", error) from error
 

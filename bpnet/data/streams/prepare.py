@@ -32,7 +32,7 @@ def prepare_stream(
     assert isinstance(stream, Stream)
     if targets and not stream.has_y:
         raise ArgumentError(f"{x_name} is a stream without targets: {stream.source.targets}")
-    head = stream.arranged(stream.head(1))
+    head = stream.arranged(stream.first)
     head["x"] = _as_type(head["x"], stream.dtype)
     if not targets:
         head = {"x": head["x"]}

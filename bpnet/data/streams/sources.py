@@ -199,6 +199,12 @@ class Chain(Source):
             at, i = end, i + 1
         return found
 
+    def gather(self, rows: Any) -> Sequence[Any]:
+        cuts = np.searchsorted(rows, self.starts).tolist()
+        parts = zip(self.parts, self.starts, itertools.pairwise(cuts), strict=False)
+        found = [part.gather(rows[a:b] - start) for part, start, (a, b) in parts if b > a]
+        return [np.concatenate(some) for some in zip(*found, strict=True)]
+
     def release(self) -> None:
         for part in self.parts:
             part.release()
@@ -424,7 +430,7 @@ class Batches(Source):
         try:
             return next(iterator)
         except StopIteration:
-            hint = "every pass, of which an epoch may be several, is to begin anew and give all rows, as many as count says"
+            hint = "every pass, of which an epoch may be several, is to begin anew and give as many rows as count says"
             raise DataError(f"{self.name} ended after {plural(at, 'row')}; expected {self.count:,}: {hint}") from None
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,11 @@ class Stream:
 
     def __repr__(self) -> str:
         return f"<Stream of {self.count:,} rows of {self.source.name}>"
+
+    @cached_property
+    def first(self) -> Sequence[Any]:
+        """The first row of each field, which says what all are: read once, however many passes there are."""
+        return self.head(1)
 
     def head(self, rows: int) -> Sequence[Any]:
         """The first rows of each field, at most so many."""
