@@ -634,7 +634,11 @@ def test_what_can_be_no_stream(tmp_path: Path) -> None:
         (lambda: fitted(bp.data.stream(lambda: [x])), errors.ArgumentError, "without targets: let each batch be"),
         (lambda: fitted(bp.data.stream(x, y), y), errors.ArgumentError, "x is a stream, and y is given too"),
         (lambda: fitted(x), errors.ArrayMismatchError, "y is None"),
-        (lambda: fitted("x.npy", y), errors.ArrayMismatchError, "x is 'x.npy'; expected an array, or a stream of the"),
+        (
+            lambda: fitted("x.npy", y),
+            errors.ArrayMismatchError,
+            "x is of type str; expected an array, or of a file bp.da",
+        ),
         (lambda: fitted(bp.data.stream(x, y), validation=(x,)), errors.ShapeError, "validation has 1 part"),
         (lambda: fitted(bp.data.stream(x, w)), errors.DTypeError, "y holds float32 values, but labels are"),
     ]

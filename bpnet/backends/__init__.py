@@ -134,7 +134,7 @@ def _find(array: Array, name: str) -> Backend:
     if array is None:
         raise ArrayMismatchError(f"{name} is None; expected an array")
     if isinstance(array, str | os.PathLike):
-        raise ArrayMismatchError(f"{name} is {array!r}; expected an array, or a stream of the file: bp.data.stream")
+        raise ArrayMismatchError(f"{name} is {kind_of(array)}; expected an array, or of a file bp.data.stream({name})")
     if not array_api_compat.is_array_api_obj(array):
         known = [f"{name}.{method}()" for method in ("to_numpy", "toarray") if hasattr(array, method)]
         hint = known[0] if known else f"numpy.asarray({name})"

@@ -303,10 +303,8 @@ class Slices(Source):
 def _file_of(rows: Any) -> FileState | None:
     """Of an HDF5 dataset that is read alone: the library takes what has been cut off for zeros."""
     file = getattr(rows, "file", None)
-    name = getattr(file, "filename", None)
-    return (
-        FileState(name) if isinstance(name, str) and getattr(file, "mode", "") == "r" and os.path.isfile(name) else None
-    )
+    name, mode = getattr(file, "filename", None), getattr(file, "mode", "")
+    return FileState(name) if isinstance(name, str) and mode == "r" and os.path.isfile(name) else None
 
 
 class Passes:
@@ -397,12 +395,9 @@ class Batches(Source):
             raise ShapeError(
                 f"{what} has arrays of {' and '.join(str(a.shape) for a in arrays)}; expected as many rows"
             )
-        if i and [a.shape[1:] for a in arrays] != [field.shape for field in self.fields]:
-            own, first = (
-                [str(shape) for shape in some]
-                for some in ([a.shape[1:] for a in arrays], [field.shape for field in self.fields])
-            )
-            raise ShapeError(f"{what} has rows of {', '.join(own)}, but the first one of {', '.join(first)}")
+        if i and (own := [a.shape[1:] for a in arrays]) != (first := [field.shape for field in self.fields]):
+            rows, expected = (", ".join(map(str, shapes)) for shapes in (own, first))
+            raise ShapeError(f"{what} has rows of {rows}, but the first one of {expected}")
         if i:
             check_types(arrays, self.fields, what)
         return arrays
