@@ -49,7 +49,7 @@ def _trying(engine: "Engine") -> Iterator[int]:
     Gives how many threads will be at work, each on rows of its own and with gradients of its own.
     """
     threads, before = max(current.session.threads, 1), current.inside
-    held = [engine.backend.empty_vector(engine.layout.size, engine.carry[0]) for _ in range(4 * (threads - 1) + 2)]
+    held = [engine.backend.empty_vector(engine.layout.size, engine.carry[0]) for _ in range(3 * (threads - 1))]
     try:
         current.inside = True
         yield threads

@@ -41,6 +41,7 @@ def gpus(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(verdicts, "_off", {number: {} for number in range(DEVICES)})
     nccl, device = substitute.install_nccl(), ctypes.CDLL("libcuda.so.1")
     device.sub_devices(DEVICES)
+    monkeypatch.setattr(world, "pool", world.cupy.cuda.MemoryPool())  # which asks once how many devices there are
     yield world
     nccl.sub_nccl_failing(0)
     device.sub_devices(DEVICES)

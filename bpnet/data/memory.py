@@ -41,10 +41,9 @@ def _size(in_shape: InShape) -> int:
 
 
 def rows_that_fit(attempt: Callable[[int], Any], most: int) -> int:
-    """A sixteenth of the rows with which `attempt` was seen to work, of at most so many; 0 where one is too many.
+    """A quarter of the rows with which `attempt` was seen to work, of at most so many; 0 where one is too many.
 
-    The rest is for memory that is in pieces by the time of the next call, held by threads that have freed it, or needed
-    to compile, and for what a step has besides its gradient.
+    The rest is for memory that is in pieces by the time of the next call, and for what a step has besides its gradient.
     """
     while most > 0:
         try:
@@ -53,7 +52,7 @@ def rows_that_fit(attempt: Callable[[int], Any], most: int) -> int:
             traceback.clear_frames(error.__traceback__)
             most //= 2
         else:
-            return max(most // 16, 1)
+            return max(most // 4, 1)
     return 0
 
 
