@@ -773,6 +773,7 @@ def test_threads_end_with_the_training(tmp_path: Path) -> None:
 def test_rows_that_never_come_keep_nobody_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "PATIENCE", 0.1)
     (x, y, _), waits, here = data(), threading.Event(), threading.Event()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in what a shell starts by &
 
     def given() -> Any:
         for start in range(0, ROWS, 50):
@@ -783,9 +784,12 @@ def test_rows_that_never_come_keep_nobody_from_ending(monkeypatch: pytest.Monkey
 
     main = threading.main_thread().ident
     threading.Thread(target=lambda: here.wait() and signal.pthread_kill(main, signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt):
-        fitted(bp.data.stream(given, count=ROWS, **SMALL))
-    waits.set()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fitted(bp.data.stream(given, count=ROWS, **SMALL))
+    finally:
+        signal.signal(signal.SIGINT, before)
+        waits.set()
     for thread in threading.enumerate():
         if thread.name == "bpnet-stream":
             thread.join()
