@@ -37,7 +37,9 @@ DEVICES = 3
 def gpus(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Three devices, and NCCL."""
     from bpnet.backends.cupy import verdicts
+    from bpnet.backends.cupy.device_scalars import DeviceScalars
 
+    monkeypatch.setattr(DeviceScalars, "retired", [])  # of devices that soon are no more
     monkeypatch.setattr(verdicts, "_off", {number: {} for number in range(DEVICES)})
     nccl, device = substitute.install_nccl(), ctypes.CDLL("libcuda.so.1")
     device.sub_devices(DEVICES)

@@ -812,7 +812,7 @@ def test_an_exact_order_leaves_no_row_group_open(tmp_path: Path) -> None:
 
 def test_what_is_predicted_is_not_the_memory_of_a_window() -> None:
     @dataclass(frozen=True)
-    class Passing(bp.Layer):
+    class Handing(bp.Layer):
         """Gives x as it is."""
 
         def init(self, rng: Any, in_shape: Any) -> Any:
@@ -825,7 +825,7 @@ def test_what_is_predicted_is_not_the_memory_of_a_window() -> None:
             return dy, {"a": p["a"]}
 
     x, _, _ = data()
-    made = bp.Trainer(Passing(), "mse", compile=False).build(x)
+    made = bp.Trainer(Handing(), "mse", compile=False).build(x)
     np.testing.assert_array_equal(made.predict(bp.data.stream(x, **SMALL)), x)
 
 

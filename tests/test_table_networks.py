@@ -113,7 +113,7 @@ def test_start_values_fit_the_data(members, library, monkeypatch):
     monkeypatch.setattr(bp.Dense, "forward", watched(bp.Dense.forward, seen))
     p = trainer.layout.views(trainer.backend, trainer.theta, trainer.buffers)
     with trainer.backend.session():
-        run = bp.Run(trainer.backend, True, (3, 0, 0))
+        run = bp.Run(trainer.backend, True, (3, 0))
         trainer.network.forward(run, p, (X["numbers"], X["categories"]))
     for weight, bias, z in seen[:3]:
         np.testing.assert_allclose(z.std(axis=0), 1.0, rtol=1e-4)
