@@ -92,7 +92,7 @@ def test_with_every_optimizer(library: Callable[[str], Any], optimizer: bp.Optim
     network = bp.Sequential(bp.Dense(6, "tanh"), bp.Dense(5, "tanh"), bp.Dense(3))
     made = {"network": network, "loss": "cross_entropy", "optimizer": optimizer, "clip_norm": 1.0}
     lib = library("numpy")
-    equal(threads(2, fitted, lib, made, {}), fitted(None, lib, made, {}), 1e-11)
+    equal(threads(2, fitted, lib, made, {}), fitted(None, lib, made, {}), 1e-12)
 
 
 ORDERED = {"network": DEEP, "loss": "cross_entropy", "optimizer": "adam", "clip_norm": 0.3, "micro_batch": 5}
